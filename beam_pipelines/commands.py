@@ -1,0 +1,87 @@
+"""The commands of ``python -m beam_pipelines``.
+
+Each command imports what it needs when it is called: Beam takes seconds to import, and says things on the way that
+only matter to those who use its cloud connectors.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+_DESCRIPTIONS = {
+    "synthesize": "Turns raw text into an instruction-augmented corpus.",
+    "status": "Tells how far a synthesis is, from its output folder.",
+    "example-corpus": "Writes a small corpus from the language reference that Python carries.",
+}
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit status: 0, 1 for a failed run, 2 for a wrong command line."""
+    listing = "\n".join(f"  {name:16} {what}" for name, what in _DESCRIPTIONS.items())
+    usage = f"usage: python -m beam_pipelines COMMAND [--help]\n\n{listing}"
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(usage)
+        return 0
+    if not arguments or arguments[0] not in _DESCRIPTIONS:
+        given = repr(arguments[0]) if arguments else "nothing"
+        print(f"{usage}\n\nerror: {given} is not a command; give one of the above.", file=sys.stderr)
+        return 2
+    _quiet_libraries()
+    commands: dict[str, Callable[[str, Sequence[str]], int]] = {
+        "synthesize": _synthesize,
+        "status": _status,
+        "example-corpus": _example_corpus,
+    }
+    try:
+        return commands[arguments[0]](arguments[0], arguments[1:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _synthesize(command: str, arguments: Sequence[str]) -> int:
+    from beam_pipelines import synthesize
+    from beam_pipelines.command_line import parse_command
+
+    config, beam_arguments = parse_command(
+        synthesize.SynthesizeConfig, command=command, description=_DESCRIPTIONS[command], arguments=arguments
+    )
+    return synthesize.main(config, beam_arguments)
+
+
+def _status(command: str, arguments: Sequence[str]) -> int:
+    from beam_pipelines import status
+    from beam_pipelines.command_line import parse_command
+
+    config, _ = parse_command(
+        status.StatusConfig,
+        command=command,
+        description=_DESCRIPTIONS[command],
+        arguments=arguments,
+        takes_beam_options=False,
+    )
+    return status.main(config)
+
+
+def _example_corpus(command: str, arguments: Sequence[str]) -> int:
+    from beam_pipelines import example_corpus
+    from beam_pipelines.command_line import parse_command
+
+    config, _ = parse_command(
+        example_corpus.ExampleCorpusConfig,
+        command=command,
+        description=_DESCRIPTIONS[command],
+        arguments=arguments,
+        takes_beam_options=False,
+    )
+    return example_corpus.main(config)
+
+
+def _quiet_libraries() -> None:
+    """Leaves the terminal to our own messages."""
+    logging.basicConfig(level=logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)

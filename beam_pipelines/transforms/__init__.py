@@ -1,0 +1,1 @@
+"""PTransforms, one a file; each names the plain module that holds its logic."""

@@ -1,0 +1,310 @@
+"""Manifests: how the two artifacts, augmented corpus and shards, describe themselves.
+
+Every number in a manifest is counted from what was written, and `AugmentedCorpusManifest.check` and
+`ShardManifest.check` hold the sums against each other, so that nothing can disappear silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeVar
+
+from contracts import storage
+from contracts.artifact import MANIFEST_FILE, completed_fingerprint, mark_completed
+
+SCHEMA_VERSION = 1
+
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileEntry:
+    """A data file of an artifact. ``path`` is relative to the artifact's folder."""
+
+    path: str
+    num_rows: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DocumentAccounts:
+    """Where the input of a synthesis went.
+
+    Args:
+        num_records: Records read: lines of JSON Lines, files of text, rows of Parquet.
+        num_documents_split: Documents that were cut into parts because they outgrow the context.
+        num_parts: Parts that these were cut into.
+        num_augmented: Texts with at least one valid pair.
+        num_kept_raw: Texts without a valid pair, kept as raw text.
+        num_rejected: Records and texts rejected.
+        rejected_by_reason: Of those, how many by ``stage/reason``.
+    """
+
+    num_records: int
+    num_documents_split: int
+    num_parts: int
+    num_augmented: int
+    num_kept_raw: int
+    num_rejected: int
+    rejected_by_reason: Mapping[str, int]
+
+    @property
+    def num_texts(self) -> int:
+        """Records after splitting: what must be augmented, kept raw or rejected."""
+        return self.num_records - self.num_documents_split + self.num_parts
+
+    def check(self) -> None:
+        """Holds the sums against each other.
+
+        Raises:
+            ValueError: They differ, so the artifact must not be completed.
+        """
+        out = self.num_augmented + self.num_kept_raw + self.num_rejected
+        if out != self.num_texts or sum(self.rejected_by_reason.values()) != self.num_rejected:
+            raise ValueError(
+                f"The accounts do not add up: {self.num_texts} texts in ({self.num_records} records, "
+                f"{self.num_documents_split} split into {self.num_parts} parts), but {out} out "
+                f"({self.num_augmented} augmented + {self.num_kept_raw} kept raw + {self.num_rejected} rejected, "
+                f"by reason {dict(self.rejected_by_reason)}). The output is not marked as completed."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentedCorpusManifest:
+    """What an augmented corpus holds, how it was made, and where its input went."""
+
+    schema_version: int = SCHEMA_VERSION
+    synthesizer_id: str
+    accounts: DocumentAccounts
+    num_chains: int
+    num_pairs: int
+    num_prompt_tokens: int
+    num_new_tokens: int
+    finish_reasons: Mapping[str, int]
+    parts: tuple[FileEntry, ...]
+    rejects: tuple[FileEntry, ...]
+    inputs: Mapping[str, str]
+    config: Mapping[str, Any]
+    fingerprint: str = ""
+
+    def check(self) -> None:
+        """Holds the sums against each other; see `DocumentAccounts.check`."""
+        self.accounts.check()
+        num_chains = sum(entry.num_rows for entry in self.parts)
+        num_rejected = sum(entry.num_rows for entry in self.rejects)
+        if num_chains != self.num_chains or num_rejected != self.accounts.num_rejected:
+            raise ValueError(
+                f"The files hold {num_chains} chains and {num_rejected} rejects, the accounts say "
+                f"{self.num_chains} and {self.accounts.num_rejected}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerEntry:
+    """The tokenizer of the shards: where it came from and the hash of its whole definition."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComponentCounts:
+    """Totals of one mixture component in one split.
+
+    Args:
+        num_documents: Distinct source documents in its texts.
+        num_texts: Distinct texts available to it.
+        num_available_tokens: Tokens of all those texts once.
+        epochs: ``num_tokens / num_available_tokens``: how often each text is seen on average.
+        num_rows: Rows written.
+        num_tokens: Tokens in those rows, padding not counted.
+        num_padding_tokens: Padding in those rows.
+        num_truncations: Texts that do not stand whole in one row.
+        num_dropped_tokens: Tokens of the selected texts that stand in no row.
+    """
+
+    num_documents: int
+    num_texts: int
+    num_available_tokens: int
+    epochs: float
+    num_rows: int
+    num_tokens: int
+    num_padding_tokens: int
+    num_truncations: int
+    num_dropped_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardEntry:
+    """A shard file: its split, and its rows by component."""
+
+    path: str
+    split: Split
+    num_rows: int
+    num_bytes: int
+    sha256: str
+    rows_by_component: Mapping[str, int]
+    tokens_by_component: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardManifest:
+    """What a folder of shards holds and how it was made: the whole contract between pack and trainer.
+
+    Global row numbers of a split count through its shards in the order of ``shards``.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    sequence_length: int
+    tokenizer: TokenizerEntry
+    vocab_size: int
+    special_ids: Mapping[str, int | None]
+    has_loss_spans: bool
+    shards: tuple[ShardEntry, ...]
+    components: Mapping[str, Mapping[Split, ComponentCounts]]
+    inputs: Mapping[str, str]
+    config: Mapping[str, Any]
+    fingerprint: str = ""
+
+    def shards_of(self, split: Split) -> tuple[ShardEntry, ...]:
+        """The shards of one split in row order."""
+        return tuple(entry for entry in self.shards if entry.split == split)
+
+    def num_rows(self, split: Split) -> int:
+        """Rows of one split over all its shards."""
+        return sum(entry.num_rows for entry in self.shards_of(split))
+
+    def num_tokens(self, split: Split) -> int:
+        """Tokens of one split, padding not counted."""
+        return sum(sum(entry.tokens_by_component.values()) for entry in self.shards_of(split))
+
+    def check(self) -> None:
+        """Holds the sums over shards against the totals by component.
+
+        Raises:
+            ValueError: They differ.
+        """
+        for name, by_split in self.components.items():
+            for split, counts in by_split.items():
+                rows = sum(entry.rows_by_component.get(name, 0) for entry in self.shards_of(split))
+                tokens = sum(entry.tokens_by_component.get(name, 0) for entry in self.shards_of(split))
+                if (rows, tokens) != (counts.num_rows, counts.num_tokens):
+                    raise ValueError(
+                        f"Component {name!r} ({split}): the shards hold {rows} rows and {tokens} tokens, the totals "
+                        f"say {counts.num_rows} and {counts.num_tokens}."
+                    )
+        for entry in self.shards:
+            if sum(entry.rows_by_component.values()) != entry.num_rows:
+                raise ValueError(f"{entry.path}: rows by component do not sum to its {entry.num_rows} rows.")
+
+
+_Manifest = TypeVar("_Manifest", AugmentedCorpusManifest, ShardManifest)
+
+
+def manifest_fingerprint(manifest: AugmentedCorpusManifest | ShardManifest) -> str:
+    """The hash of everything in a manifest that is not a location.
+
+    Input names and the config's locations are left out, so that the same data packed in another folder or on another
+    machine has the same fingerprint; the checksums of the files stand for the content.
+    """
+    content = asdict(manifest)
+    del content["fingerprint"], content["inputs"]
+    if isinstance(manifest, ShardManifest):
+        content["tokenizer"] = manifest.tokenizer.sha256
+    content["config"] = _without_locations(content["config"])
+    return storage.json_sha256(content)
+
+
+_LOCATION_KEYS = frozenset({"output", "input", "inputs", "model", "tokenizer"})
+
+
+def _without_locations(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_locations(item) for key, item in value.items() if key not in _LOCATION_KEYS}
+    if isinstance(value, (list, tuple)):
+        return [_without_locations(item) for item in value]
+    return value
+
+
+def complete_artifact(folder: str, manifest: _Manifest) -> _Manifest:
+    """Checks a manifest, writes it with its fingerprint, then writes ``COMPLETED``; returns what was written.
+
+    Raises:
+        ValueError: The accounts do not add up; nothing is written then.
+    """
+    manifest.check()
+    values = {item.name: getattr(manifest, item.name) for item in fields(manifest)}
+    complete = type(manifest)(**{**values, "fingerprint": manifest_fingerprint(manifest)})
+    storage.write_json(storage.join(folder, MANIFEST_FILE), asdict(complete))
+    mark_completed(folder, fingerprint=complete.fingerprint)
+    return complete
+
+
+def read_augmented_corpus_manifest(folder: str) -> AugmentedCorpusManifest:
+    """Reads the manifest of a completed augmented corpus.
+
+    Raises:
+        ValueError: Not completed, of another schema version, damaged, or changed after completion.
+    """
+    raw = _read_manifest(folder, required="accounts")
+    return _verified(
+        folder,
+        AugmentedCorpusManifest(
+            **{
+                **raw,
+                "accounts": DocumentAccounts(**raw["accounts"]),
+                "parts": tuple(FileEntry(**entry) for entry in raw["parts"]),
+                "rejects": tuple(FileEntry(**entry) for entry in raw["rejects"]),
+            }
+        ),
+    )
+
+
+def read_shard_manifest(folder: str) -> ShardManifest:
+    """Reads the manifest of a completed folder of shards.
+
+    Raises:
+        ValueError: Not completed, of another schema version, damaged, or changed after completion.
+    """
+    raw = _read_manifest(folder, required="sequence_length")
+    return _verified(
+        folder,
+        ShardManifest(
+            **{
+                **raw,
+                "tokenizer": TokenizerEntry(**raw["tokenizer"]),
+                "shards": tuple(ShardEntry(**entry) for entry in raw["shards"]),
+                "components": {
+                    name: {split: ComponentCounts(**counts) for split, counts in by_split.items()}
+                    for name, by_split in raw["components"].items()
+                },
+            }
+        ),
+    )
+
+
+def _read_manifest(folder: str, *, required: str) -> dict[str, Any]:
+    completed_fingerprint(folder)
+    url = storage.join(folder, MANIFEST_FILE)
+    raw = storage.read_json(url)
+    if not isinstance(raw, dict) or required not in raw:
+        raise ValueError(f"{url} is not the manifest expected here: it has no {required!r}.")
+    if raw.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(
+            f"{url} has schema version {raw.get('schema_version')!r}; this version of the tool reads {SCHEMA_VERSION}."
+        )
+    return raw
+
+
+def _verified(folder: str, manifest: _Manifest) -> _Manifest:
+    expected = completed_fingerprint(folder)
+    actual = manifest_fingerprint(manifest)
+    if not manifest.fingerprint == expected == actual:
+        raise ValueError(
+            f"{folder}: the manifest was changed after completion (its content hashes to {actual[:12]}…, it says "
+            f"{manifest.fingerprint[:12]}…, COMPLETED says {expected[:12]}…)."
+        )
+    return manifest

@@ -1,0 +1,46 @@
+"""Packaging. Beam workers install this package with ``--setup_file ./setup.py``, at every start of a worker: what
+stands in ``install_requires`` is therefore only what a worker of any pipeline needs, and the model stacks are extras.
+"""
+
+from setuptools import find_packages, setup
+
+TEST = ["hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "types-PyYAML"]
+TRAIN = ["accelerate", "gguf", "safetensors", "torch==2.13.0", "transformers"]
+
+setup(
+    name="instruction-pretraining",
+    version="0.1.0",
+    description="Instruction Pre-Training: synthesize instruction-response pairs from raw text and pre-train on them",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(
+        include=[
+            f"{name}{suffix}"
+            for name in ("contracts", "templates", "synth_model", "beam_pipelines", "trainer")
+            for suffix in ("", ".*")
+        ]
+    ),
+    package_data={
+        "templates": ["bank/*.yaml"],
+        "synth_model": ["prompts/*.yaml"],
+        "beam_pipelines": ["example_data/*.jsonl"],
+    },
+    install_requires=[
+        "apache-beam==2.77.0",
+        "fsspec",
+        "jinja2",
+        "jsonargparse[signatures]",
+        "numpy",
+        "pyarrow",
+        "pyyaml",
+        "rich",
+        "tokenizers",
+        "zstandard",
+    ],
+    extras_require={
+        "transformers": ["safetensors", "torch==2.13.0", "transformers"],
+        "train": TRAIN,
+        "test": TEST,
+        "dev": [*TRAIN, *TEST],
+    },
+)

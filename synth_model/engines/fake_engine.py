@@ -1,0 +1,123 @@
+"""A deterministic engine without a model: for tests, rehearsals of large jobs, and measuring everything else.
+
+It writes pairs about the words of the prompt, in the wire format for a string and as labelled lines for a
+conversation. What it answers depends on the prompt and its options alone, never on the batch or the order.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from contracts.seeding import hash_fraction, rng
+from synth_model.generation import Completion, Failure, Outcome, Prompt, Sampling
+from synth_model.markup import escape
+from synth_model.wire_format import CONTEXT, END_CONTEXT, MARKUP
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeOptions:
+    """How the fake engine behaves.
+
+    Args:
+        seed: Another seed gives other answers.
+        max_pairs: A prompt gets from one pair to this many.
+        no_pair_rate: Share of prompts that are answered without a valid pair.
+        failure_rate: Share of prompts that fail.
+        seconds_per_prompt: How long each prompt takes.
+        question_label: Begins an instruction in answer to a conversation.
+        answer_label: Begins a response in answer to a conversation.
+    """
+
+    seed: int = 0
+    max_pairs: int = 3
+    no_pair_rate: float = 0.1
+    failure_rate: float = 0.0
+    seconds_per_prompt: float = 0.0
+    question_label: str = "Question:"
+    answer_label: str = "Answer:"
+
+
+class FakeTokenizer:
+    """Counts words and punctuation marks; a special token counts as its characters do."""
+
+    special_tokens: tuple[str, ...] = ("<|fake_end|>",)
+
+    def count(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Tokens of each prompt."""
+        return self.count_text([_content(prompt) for prompt in prompts])
+
+    def count_text(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text."""
+        return [len(_WORD.findall(text)) for text in texts]
+
+
+def _content(prompt: Prompt) -> str:
+    if prompt.text:
+        return prompt.text
+    return "\n".join([message.content for message in prompt.messages] + [prompt.response_prefix])
+
+
+class FakeEngine:
+    """See the module's description. ``context_length`` bounds prompt and completion together, in its own tokens."""
+
+    def __init__(self, options: FakeOptions, *, context_length: int) -> None:
+        self._options = options
+        self._context_length = context_length
+        self._tokenizer = FakeTokenizer()
+
+    def generate(self, prompts: Sequence[Prompt], *, sampling: Sampling) -> list[Outcome]:
+        """One outcome a prompt, in order."""
+        return [self._complete(prompt, sampling) for prompt in prompts]
+
+    def _complete(self, prompt: Prompt, sampling: Sampling) -> Outcome:
+        options = self._options
+        if options.seconds_per_prompt:
+            time.sleep(options.seconds_per_prompt)
+        content = _content(prompt)
+        (num_prompt_tokens,) = self._tokenizer.count([prompt])
+        if num_prompt_tokens + sampling.max_new_tokens > self._context_length:
+            return Failure(
+                reason="prompt_too_long",
+                detail=f"{num_prompt_tokens} tokens and {sampling.max_new_tokens} new exceed {self._context_length}.",
+            )
+        if hash_fraction(options.seed, "failure", content) < options.failure_rate:
+            return Failure(reason="generation_failed", detail="failure_rate of the fake engine")
+        text = "Nothing to ask." if self._has_no_pair(content) else self._pairs(prompt, content)
+        words = _WORD.findall(text)
+        is_cut = len(words) > sampling.max_new_tokens
+        if is_cut:
+            text = " ".join(words[: sampling.max_new_tokens])
+        return Completion(
+            text=text,
+            finish_reason="length" if is_cut else "stop",
+            num_prompt_tokens=num_prompt_tokens,
+            num_new_tokens=min(len(words), sampling.max_new_tokens),
+        )
+
+    def _has_no_pair(self, content: str) -> bool:
+        return hash_fraction(self._options.seed, "no pair", content) < self._options.no_pair_rate
+
+    def _pairs(self, prompt: Prompt, content: str) -> str:
+        random = rng(self._options.seed, "pairs", content)
+        subject = (
+            content.rpartition(CONTEXT)[2].partition(END_CONTEXT)[0] if prompt.text else prompt.messages[-1].content
+        )
+        words = _WORD.findall(subject) or ["text"]
+        pairs = []
+        for number in range(1, int(random.integers(1, self._options.max_pairs, endpoint=True)) + 1):
+            asked, answered = (
+                " ".join(words[int(random.integers(len(words)))] for _ in range(int(random.integers(2, 6))))
+                for _ in range(2)
+            )
+            pairs.append((f"What does part {number} say about {asked}?", f"It says: {answered}."))
+        if prompt.text:
+            pairs = [(escape(asked, tokens=MARKUP), escape(answered, tokens=MARKUP)) for asked, answered in pairs]
+            return "\n\n".join(f"<QUE> {asked} <ANS> {answered} </END>" for asked, answered in pairs)
+        labels = self._options.question_label, self._options.answer_label
+        text = "\n\n".join(f"{labels[0]} {asked}\n{labels[1]} {answered}" for asked, answered in pairs)
+        return text.removeprefix(prompt.response_prefix)

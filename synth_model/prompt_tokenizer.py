@@ -1,0 +1,80 @@
+"""Counts and encodes prompts with the model's own tokenizer and chat template.
+
+BOS stands in the prompt, whether the wire format or the chat template put it there, so no special token is ever added
+here. Needs transformers, not torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from synth_model.generation import Prompt
+
+
+class ModelTokenizer:
+    """A `synth_model.generation.PromptTokenizer` over a Hugging Face tokenizer.
+
+    Args:
+        name_or_path: Hub name or folder.
+        trust_remote_code: Whether code that comes with the tokenizer may run.
+
+    Raises:
+        ValueError: There is no such tokenizer.
+    """
+
+    def __init__(self, name_or_path: str, *, trust_remote_code: bool = False) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"No tokenizer could be loaded from {name_or_path!r}: give a hub name or a folder with a model. "
+                f"({_first_line(error)})"
+            ) from error
+        self._name_or_path = name_or_path
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Strings that the tokenizer reads as single special tokens."""
+        return tuple(token for token in self.tokenizer.all_special_tokens if len(token) >= 2)
+
+    def render(self, prompt: Prompt) -> str:
+        """The string that a prompt stands for.
+
+        Raises:
+            ValueError: The prompt is a conversation and the model has no chat template.
+        """
+        if prompt.text:
+            return prompt.text
+        if not self.tokenizer.chat_template:
+            raise ValueError(
+                f"The tokenizer of {self._name_or_path!r} has no chat template; "
+                "use an instruct model, or the wire-format synthesizer."
+            )
+        messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
+        rendered: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return rendered + prompt.response_prefix
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Token ids of each prompt, nothing added."""
+        return self._encode([self.render(prompt) for prompt in prompts])
+
+    def count(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Tokens of each prompt as the engine will feed it, special tokens and chat template included."""
+        return [len(ids) for ids in self.encode(prompts)]
+
+    def count_text(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each plain text, without special tokens."""
+        return [len(ids) for ids in self._encode(list(texts))]
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return ids
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
