@@ -48,7 +48,7 @@ def parse_command(
     )
     parser.add_argument("--config", action="config", help="YAML file with the keys below.")
     parser.add_class_arguments(config_class, as_group=False)
-    parsed = parser.instantiate_classes(parser.parse_args(own))
+    parsed = parser.instantiate(parser.parse_args(own))
     if beam_arguments and not takes_beam_options:
         parser.error(f"this command takes no Beam options, but got {' '.join(beam_arguments)}")
     return config_class(**{key: value for key, value in vars(parsed).items() if key != "config"}), beam_arguments

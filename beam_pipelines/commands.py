@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 _DESCRIPTIONS = {
     "synthesize": "Turns raw text into an instruction-augmented corpus.",
+    "pack": "Renders, tokenizes, mixes and packs texts into shards for the trainer.",
     "status": "Tells how far a synthesis is, from its output folder.",
     "example-corpus": "Writes a small corpus from the language reference that Python carries.",
 }
@@ -32,6 +33,7 @@ def run_command(arguments: Sequence[str]) -> int:
     _quiet_libraries()
     commands: dict[str, Callable[[str, Sequence[str]], int]] = {
         "synthesize": _synthesize,
+        "pack": _pack,
         "status": _status,
         "example-corpus": _example_corpus,
     }
@@ -50,6 +52,16 @@ def _synthesize(command: str, arguments: Sequence[str]) -> int:
         synthesize.SynthesizeConfig, command=command, description=_DESCRIPTIONS[command], arguments=arguments
     )
     return synthesize.main(config, beam_arguments)
+
+
+def _pack(command: str, arguments: Sequence[str]) -> int:
+    from beam_pipelines import pack
+    from beam_pipelines.command_line import parse_command
+
+    config, beam_arguments = parse_command(
+        pack.PackConfig, command=command, description=_DESCRIPTIONS[command], arguments=arguments
+    )
+    return pack.main(config, beam_arguments)
 
 
 def _status(command: str, arguments: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import AsList, AsSingleton
 from rich.console import Console
 
@@ -26,6 +26,7 @@ from beam_pipelines.command_line import LOCAL_RUNNERS, beam_options, config_as_j
 from beam_pipelines.model_handler import EngineModelHandler
 from beam_pipelines.progress import show_progress
 from beam_pipelines.record_reading import SUFFIXES, FieldNames
+from beam_pipelines.running import run_pipeline, runner_name
 from beam_pipelines.transforms.form_chains import FormChains
 from beam_pipelines.transforms.make_documents import MakeDocuments
 from beam_pipelines.transforms.read_records import ReadRecords
@@ -269,8 +270,7 @@ def synthesize(config: SynthesizeConfig, *, options: PipelineOptions, console: C
     Raises:
         ValueError: The settings, the input, the model or the output folder do not allow it.
     """
-    runner = options.view_as(StandardOptions).runner or "DirectRunner"
-    run = plan_run(config, runner=runner)
+    run = plan_run(config, runner=runner_name(options))
     state = claim_output(
         config.output, run=describe_run(command="synthesize", config=config_as_json(config), inputs=run.inputs)
     )
@@ -283,9 +283,7 @@ def synthesize(config: SynthesizeConfig, *, options: PipelineOptions, console: C
         console.print(f"Going on with an earlier start: {num_done} completions are in the journal already.")
     run = replace(run, journal_segments=segments)
     with show_progress(config.output, console=console):
-        pipeline = beam.Pipeline(options=options)
-        build_pipeline(pipeline, config, run)
-        pipeline.run().wait_until_finish()
+        run_pipeline(options, lambda pipeline: build_pipeline(pipeline, config, run))
     return read_augmented_corpus_manifest(config.output)
 
 

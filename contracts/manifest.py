@@ -7,7 +7,7 @@ Every number in a manifest is counted from what was written, and `AugmentedCorpu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 from contracts import storage
@@ -164,6 +164,8 @@ class ShardManifest:
     special_ids: Mapping[str, int | None]
     has_loss_spans: bool
     shards: tuple[ShardEntry, ...]
+    rejects: tuple[FileEntry, ...] = ()
+    rejected_by_reason: Mapping[str, int] = field(default_factory=dict)
     components: Mapping[str, Mapping[Split, ComponentCounts]]
     inputs: Mapping[str, str]
     config: Mapping[str, Any]
@@ -196,6 +198,8 @@ class ShardManifest:
                         f"Component {name!r} ({split}): the shards hold {rows} rows and {tokens} tokens, the totals "
                         f"say {counts.num_rows} and {counts.num_tokens}."
                     )
+        if sum(entry.num_rows for entry in self.rejects) != sum(self.rejected_by_reason.values()):
+            raise ValueError(f"The files of rejects do not hold the rejects counted: {dict(self.rejected_by_reason)}.")
         for entry in self.shards:
             if sum(entry.rows_by_component.values()) != entry.num_rows:
                 raise ValueError(f"{entry.path}: rows by component do not sum to its {entry.num_rows} rows.")
@@ -277,6 +281,7 @@ def read_shard_manifest(folder: str) -> ShardManifest:
                 **raw,
                 "tokenizer": TokenizerEntry(**raw["tokenizer"]),
                 "shards": tuple(ShardEntry(**entry) for entry in raw["shards"]),
+                "rejects": tuple(FileEntry(**entry) for entry in raw["rejects"]),
                 "components": {
                     name: {split: ComponentCounts(**counts) for split, counts in by_split.items()}
                     for name, by_split in raw["components"].items()

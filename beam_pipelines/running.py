@@ -1,0 +1,46 @@
+"""Runs a pipeline to its end and turns a failure into a message that a person can read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
+_WHERE = re.compile(r"\s*\[while running '.*", re.DOTALL)
+
+
+def runner_name(options: PipelineOptions) -> str:
+    """The runner that options name, ``DirectRunner`` when they name none."""
+    return str(options.view_as(StandardOptions).runner or "DirectRunner").rsplit(".", 1)[-1]
+
+
+def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None]) -> None:
+    """Builds a pipeline, runs it and waits.
+
+    Args:
+        options: Beam's options.
+        build: Wires the pipeline.
+
+    Raises:
+        ValueError: A step refused its input or its settings; the message is the step's own.
+        RuntimeError: The pipeline failed otherwise.
+    """
+    pipeline = beam.Pipeline(options=options)
+    build(pipeline)
+    try:
+        pipeline.run().wait_until_finish()
+    except Exception as error:
+        # Runners wrap what a step raised, some as another type and with the worker's traceback as text.
+        message = _value_error_message(error)
+        if message is None:
+            raise
+        raise ValueError(message) from error
+
+
+def _value_error_message(error: Exception) -> str | None:
+    if isinstance(error, ValueError):
+        return _WHERE.sub("", str(error))
+    raised = [line for line in str(error).splitlines() if line.startswith("ValueError: ")]
+    return _WHERE.sub("", raised[-1].removeprefix("ValueError: ")) if raised else None
