@@ -5,7 +5,7 @@ stands in ``install_requires`` is therefore only what a worker of any pipeline n
 from setuptools import find_packages, setup
 
 TEST = ["hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "types-PyYAML"]
-TRAIN = ["accelerate", "gguf", "safetensors", "torch==2.13.0", "transformers"]
+TRAIN = ["accelerate", "gguf", "safetensors", "torch==2.13.0"]
 
 setup(
     name="instruction-pretraining",
@@ -28,17 +28,19 @@ setup(
     install_requires=[
         "apache-beam==2.77.0",
         "fsspec",
-        "jinja2",
+        "jinja2",  # chat templates
         "jsonargparse[signatures]",
         "numpy",
         "pyarrow",
         "pyyaml",
         "rich",
+        "sentencepiece",
         "tokenizers",
+        "transformers",
         "zstandard",
     ],
     extras_require={
-        "transformers": ["safetensors", "torch==2.13.0", "transformers"],
+        "transformers": ["safetensors", "torch==2.13.0"],
         "train": TRAIN,
         "test": TEST,
         "dev": [*TRAIN, *TEST],

@@ -1,11 +1,12 @@
 """Generates with transformers in this process: greedy batches of prompts of similar length.
 
 Prompts are sorted by length and cut into batches bounded by count and by padded tokens, so that short prompts do not
-pay for long ones; a batch is padded on the left and generated greedily. A batch that fails is tried again prompt by
-prompt, so that one bad prompt costs itself alone; running out of memory halves the batch instead.
+pay for long ones; a batch is padded on the left and generated greedily. What all prompts of a batch begin with (system
+message, few-shot examples) is computed once and its keys and values are repeated for each of them. A batch that fails
+is tried again prompt by prompt, so that one bad prompt costs itself alone; running out of memory halves it instead.
 
-Cost: a forward pass over the padded prompts, then one a token for the whole batch. Not done here: paged attention,
-sharing of prefixes between prompts.
+Cost: a forward pass over the common prefix, one over the padded rest of the prompts, then one a token for the whole
+batch. Not done here: paged attention, sharing prefixes among some prompts of a batch or between batches.
 """
 
 from __future__ import annotations
@@ -42,6 +43,14 @@ def length_sorted_batches(
         batch.append(index)
     if batch:
         yield batch
+
+
+def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many leading tokens all prompts share, leaving each at least one token of its own."""
+    first, last = min(prompts), max(prompts)
+    # Whatever the least and the greatest in lexicographic order share, everything between them shares.
+    limit = min(len(prompt) for prompt in prompts) - 1
+    return next((index for index in range(limit) if first[index] != last[index]), limit)
 
 
 class TransformersEngine:
@@ -138,11 +147,15 @@ class TransformersEngine:
         eos_ids = _eos_ids(self._model.generation_config.eos_token_id, tokenizer.eos_token_id)
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (eos_ids or [0])[0]
         longest = max(len(ids) for ids in batch)
+        num_shared = common_prefix_length(batch) if len(batch) > 1 else 0
+        # Padding stands between the shared prefix and the rest; positions are counted by the attention mask.
         input_ids = torch.full((len(batch), longest), pad_id, dtype=torch.long)
         attention_mask = torch.zeros_like(input_ids)
         for row, ids in enumerate(batch):
-            input_ids[row, longest - len(ids) :] = torch.tensor(ids)
-            attention_mask[row, longest - len(ids) :] = 1
+            own = ids[num_shared:]
+            for columns, tokens in ((slice(num_shared), ids[:num_shared]), (slice(longest - len(own), None), own)):
+                input_ids[row, columns] = torch.tensor(tokens, dtype=torch.long)
+                attention_mask[row, columns] = 1
         with torch.inference_mode():
             output = self._model.generate(
                 input_ids=input_ids.to(self._device),
@@ -154,6 +167,7 @@ class TransformersEngine:
                 top_k=None,
                 eos_token_id=eos_ids or None,
                 pad_token_id=pad_id,
+                past_key_values=self._prefix_cache(batch[0][:num_shared], num_prompts=len(batch)),
                 logits_processor=_logits_processors(sampling, prompt_length=longest),
             )
         outcomes: list[Outcome] = []
@@ -169,6 +183,22 @@ class TransformersEngine:
                 )
             )
         return outcomes
+
+
+    def _prefix_cache(self, prefix: list[int], *, num_prompts: int) -> Any:
+        """Keys and values of a prefix, computed once and repeated for each prompt; None for a short one."""
+        import torch
+
+        if len(prefix) < _MIN_SHARED_TOKENS:
+            return None
+        output = self._model(torch.tensor([prefix], device=self._device), use_cache=True, logits_to_keep=1)
+        cache = output.past_key_values
+        cache.batch_repeat_interleave(num_prompts)
+        return cache
+
+
+# A shorter prefix saves less than the extra forward pass costs.
+_MIN_SHARED_TOKENS = 16
 
 
 def _eos_ids(*sources: Any) -> list[int]:
