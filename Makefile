@@ -54,6 +54,8 @@ pack: $(VENV)/.run ## texts to packed shards (CONFIG=..., RUNNER=..., ARGS="--ke
 train: CONFIG ?= configs/pretrain/$(RECIPE).yaml
 train: $(VENV)/.run ## shards to a model (CONFIG=..., ARGS="--key value", LAUNCH="accelerate launch ...")
 	@echo "== train: $(CONFIG)"
+	# Accelerate would set one thread a process.
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(getconf _NPROCESSORS_ONLN)} \
 	$(LAUNCH) -m trainer.pretrain --config $(CONFIG) $(ARGS)
 
 summary: CONFIG ?= configs/pretrain/$(RECIPE).yaml

@@ -13,6 +13,7 @@ from typing import Any
 
 from contracts.manifest import AugmentedCorpusManifest, DocumentAccounts, FileEntry
 from contracts.records import Chain, Reject
+from synth_model.pair_gates import GATE_STAGE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +75,9 @@ def augmented_corpus_manifest(
     config: Mapping[str, Any],
 ) -> AugmentedCorpusManifest:
     """The manifest of an augmented corpus from the reports of its files and the counts of its input."""
-    rejected_by_reason = sum_counts(report.by_reason for report in rejects)
+    all_rejects = sum_counts(report.by_reason for report in rejects)
+    rejected_pairs = {key: count for key, count in all_rejects.items() if key.startswith(f"{GATE_STAGE}/")}
+    rejected_by_reason = {key: count for key, count in all_rejects.items() if key not in rejected_pairs}
     return AugmentedCorpusManifest(
         synthesizer_id=synthesizer_id,
         accounts=DocumentAccounts(
@@ -88,6 +91,7 @@ def augmented_corpus_manifest(
         ),
         num_chains=sum(report.entry.num_rows for report in chains),
         num_pairs=sum(report.num_pairs for report in chains),
+        rejected_pairs_by_reason=rejected_pairs,
         num_prompt_tokens=sum(report.num_prompt_tokens for report in chains),
         num_new_tokens=sum(report.num_new_tokens for report in chains),
         finish_reasons=sum_counts(report.finish_reasons for report in chains),

@@ -8,7 +8,7 @@ What is removed: heading underlines, grammar productions, indented code, tables 
 marks, cross-reference markers, emphasis asterisks. What is kept: paragraphs of prose, unwrapped to one line each.
 
 Cost: a few milliseconds. Not done here: anything about other corpora; bring those as files
-(`beam_pipelines.document_reading`).
+(`beam_pipelines.record_reading`).
 """
 
 from __future__ import annotations

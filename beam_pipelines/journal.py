@@ -52,7 +52,8 @@ def list_segments(output: str) -> list[str]:
 
 def read_segment(url: str) -> Iterator[tuple[str, Completion]]:
     """The keyed completions of one file."""
-    for line in storage.read_bytes(url).decode("utf-8").splitlines():
+    # Split as bytes: a completion may hold characters, such as U+2028, at which a str would be split too.
+    for line in storage.read_bytes(url).splitlines():
         values = json.loads(line)
         yield values.pop("key"), Completion(**values)
 

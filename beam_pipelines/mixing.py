@@ -1,4 +1,4 @@
-"""How much of each component a mixture takes, in rows, exact to one row.
+"""How much of each component a mixture takes, in tokens, exact to one row.
 
 A component is taken ``epochs`` times (a fraction takes part of it), or as many tokens as a ratio to other components
 asks for (domain-adaptive recipe: general instructions 1:1 with the augmented texts). What is asked for in tokens is
@@ -74,10 +74,10 @@ def check_components(components: Sequence[ComponentConfig]) -> None:
             )
 
 
-def rows_by_shard(
+def tokens_by_shard(
     components: Sequence[ComponentConfig], *, tokens: Mapping[str, Sequence[int]], sequence_length: int
 ) -> dict[str, list[int]]:
-    """Rows that each shard takes of each component.
+    """Tokens that each shard takes of each component.
 
     Args:
         components: The mixture, checked.
@@ -85,14 +85,14 @@ def rows_by_shard(
         sequence_length: Tokens a row.
 
     Returns:
-        For each component the rows of each shard. Whole epochs take every token, so that the last row of a shard may
-        hold padding; anything else is rounded to whole rows, at least one.
+        For each component the tokens of each shard. Whole epochs take every token so many times, so that the last row
+        of a shard may hold padding; anything else is rounded to whole rows, at least one.
 
     Raises:
         ValueError: A component of the mixture has no token at all.
     """
     totals = {name: sum(by_shard) for name, by_shard in tokens.items()}
-    rows: dict[str, list[int]] = {}
+    taken: dict[str, list[int]] = {}
     for component in components:
         available = totals.get(component.name, 0)
         if not available:
@@ -102,7 +102,7 @@ def rows_by_shard(
             )
         held = tokens[component.name]
         if component.token_ratio is None and component.epochs == int(component.epochs):
-            rows[component.name] = [-(-int(component.epochs) * count // sequence_length) for count in held]
+            taken[component.name] = [int(component.epochs) * count for count in held]
             continue
         wanted = (
             component.epochs * available
@@ -113,8 +113,8 @@ def rows_by_shard(
             )
         )
         num_rows = max(1, round(wanted / sequence_length))
-        rows[component.name] = share_out(num_rows, weights=held)
-    return rows
+        taken[component.name] = [sequence_length * share for share in share_out(num_rows, weights=held)]
+    return taken
 
 
 def share_out(total: int, *, weights: Sequence[int]) -> list[int]:

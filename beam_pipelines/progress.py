@@ -23,6 +23,8 @@ from rich.progress import (
 )
 
 from beam_pipelines import journal
+from contracts import storage
+from contracts.artifact import COMPLETED_FILE
 
 _SECONDS_BETWEEN_LISTINGS = 1.0
 
@@ -41,7 +43,7 @@ def show_progress(output: str, *, console: Console, label: str = "synthesizing")
 
 
 def watch(output: str, *, console: Console) -> None:
-    """Follows the run in ``output`` until everything planned is done."""
+    """Follows the run in ``output`` until everything planned is done or the run is complete."""
     _follow(output, console, "synthesizing", threading.Event())
 
 
@@ -77,5 +79,7 @@ def _follow(output: str, console: Console, label: str, stop: threading.Event) ->
                     eta = f", about {left:.0f} s left" if left > 0 else ""
                     console.print(f"{label}: {now.num_done}/{now.num_planned} texts, {rate}{eta}")
                     last_tenth = tenth
-            if is_last or (now.num_planned is not None and now.num_done >= now.num_planned):
+            # Prompts that failed are planned but never done; what ends such a run is its completion.
+            is_done = now.num_planned is not None and now.num_done >= now.num_planned
+            if is_last or is_done or storage.exists(storage.join(output, COMPLETED_FILE)):
                 return

@@ -8,15 +8,17 @@ Not done here: byte ranges inside a file. A corpus is read in parallel by files,
 
 from __future__ import annotations
 
+import io
 import json
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
 from contracts.records import Document, InstructionPair, Reject
 from contracts.seeding import stable_hash_hex
@@ -25,7 +27,7 @@ from contracts.storage import open_input
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".parquet")
 _PARQUET_BATCH_ROWS = 1024
 _MAX_REJECT_CHARACTERS = 2000
-_DAMAGED = (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowInvalid)
+_DAMAGED = (OSError, EOFError, zlib.error, pa.ArrowException)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +77,19 @@ def read_records(url: str, *, text_field: str = "text") -> Iterator[Record | Rej
         )
 
 
+@contextmanager
+def _open_lines(url: str) -> Iterator[IO[bytes]]:
+    """As `open_input`; zstd goes through Arrow, which gives lines, reads every frame and reports a cut one."""
+    if not url.endswith(".zst"):
+        with open_input(url) as file:
+            yield file
+        return
+    with fsspec.open(url, "rb") as file, io.BufferedReader(pa.CompressedInputStream(file, "zstd")) as lines:
+        yield lines
+
+
 def _read_json_lines(url: str) -> Iterator[Record | Reject]:
-    with open_input(url) as file:
+    with _open_lines(url) as file:
         for number, line in enumerate(file, start=1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
@@ -110,9 +123,20 @@ def _read_parquet(url: str) -> Iterator[Record | Reject]:
     with open_input(url) as file:
         number = 0
         for batch in pq.ParquetFile(file).iter_batches(batch_size=_PARQUET_BATCH_ROWS):
-            for values in batch.to_pylist():
-                yield Record(values=values, place=f"{url}:row {number}")
+            for row in range(batch.num_rows):
+                yield _parquet_record(batch, row, place=f"{url}:row {number}")
                 number += 1
+
+
+def _parquet_record(batch: pa.RecordBatch, row: int, *, place: str) -> Record | Reject:
+    try:
+        values = {name: column[row].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+        return Record(values=values, place=place)
+    except UnicodeDecodeError as error:
+        return _reject(place, "invalid_utf8", f"byte {error.start} of a value is not UTF-8", error.object)
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        # Such as a time that Python's calendar does not reach.
+        return _reject(place, "unreadable_row", f"{type(error).__name__}: {error}", b"")
 
 
 def _reject(place: str, reason: str, detail: str, content: bytes) -> Reject:
@@ -131,13 +155,11 @@ def document_from_record(record: Record, *, fields: FieldNames) -> Document | Re
         return _reject(record.place, "empty_text", f"field {fields.text!r} holds no text", _as_json(record))
     if (lone := _lone_surrogate(text)) is not None:
         return _reject(record.place, "invalid_unicode", f"lone surrogate at character {lone}", _as_json(record))
-    source = record.values.get(fields.source)
-    source = str(source) if source not in (None, "") else fields.default_source
-    doc_id = record.values.get(fields.id)
+    source = _label(record, fields.source) or fields.default_source
     title = record.values.get(fields.title)
     return Document(
-        doc_id=str(doc_id) if doc_id not in (None, "") else stable_hash_hex(0, "document", source, text),
-        source=_encodable(source),
+        doc_id=_label(record, fields.id) or stable_hash_hex(0, "document", source, text),
+        source=source,
         text=text,
         title=_encodable(title) if isinstance(title, str) and title.strip() else None,
     )
@@ -154,9 +176,14 @@ def pair_from_record(
             detail = f"field {field!r} holds no text; the record has {sorted(record.values)[:20]}"
             return _reject(record.place, "no_pair", detail, _as_json(record))
         sides.append(side.strip())
-    pair_id = record.values.get(id_field)
     pair = InstructionPair(instruction=sides[0], response=sides[1])
-    return (str(pair_id) if pair_id not in (None, "") else stable_hash_hex(0, "pair", *sides)), pair
+    return _label(record, id_field) or stable_hash_hex(0, "pair", *sides), pair
+
+
+def _label(record: Record, field: str) -> str | None:
+    """A string or number that names something; None where the field is absent, empty or holds anything else."""
+    value = record.values.get(field)
+    return _encodable(str(value)) or None if isinstance(value, (str, int, float)) else None
 
 
 def _lone_surrogate(text: str) -> int | None:
@@ -169,8 +196,11 @@ def _lone_surrogate(text: str) -> int | None:
 
 
 def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _as_json(record: Record) -> bytes:
-    return json.dumps(dict(record.values), default=str).encode()
+    try:
+        return json.dumps(dict(record.values), default=str).encode()
+    except RecursionError:
+        return b"(nested too deeply to be shown)"

@@ -2,7 +2,7 @@
 
 The texts of a component are put one behind the other and the stream is cut every ``sequence_length`` tokens, as in
 GPT-2/GPT-3 pre-training and in the paper. A text that crosses a cut goes on in the next row as a segment of its own;
-how many texts do is reported. When more rows are asked for than the stream fills, it starts again in a new order, so
+how many texts do is reported. When more tokens are asked for than the stream holds, it starts again in a new order, so
 that every text is seen k or k + 1 times.
 
 Cost: linear in the tokens written; memory: the rows of one component of one shard.
@@ -43,36 +43,32 @@ class PackedComponent:
 
 
 def concatenate_and_chunk(
-    texts: Sequence[TokenizedText], *, num_rows: int, sequence_length: int, pad_id: int, seed: int
+    texts: Sequence[TokenizedText], *, num_tokens: int, sequence_length: int, pad_id: int, seed: int
 ) -> PackedComponent:
-    """Packs texts of one component into exactly ``num_rows`` rows.
+    """Packs exactly ``num_tokens`` tokens of texts of one component into as few rows as hold them.
 
     Args:
-        texts: At least one text when ``num_rows`` is above 0, in any order; each has at least one token.
-        num_rows: Rows to fill. The stream is repeated, newly ordered, until they are full; only when the texts fill
-            a whole number of epochs and less than the last row is left does that row end in padding.
+        texts: At least one text when ``num_tokens`` is above 0, in any order; each has at least one token.
+        num_tokens: Tokens to take. The stream is repeated, newly ordered, until it holds them, and cut behind them.
         sequence_length: Tokens a row.
         pad_id: Fills what is left of the last row.
         seed: Orders the texts, anew in each epoch.
     """
-    if not num_rows:
+    if not num_tokens:
         return PackedComponent(rows=[], num_tokens=0, num_padding_tokens=0, num_truncations=0, num_dropped_tokens=0)
     assert texts, "rows of no texts"
     component = texts[0].component
-    num_available = sum(text.num_tokens for text in texts)
+    num_rows = -(-num_tokens // sequence_length)
     capacity = num_rows * sequence_length
-    # Whole epochs that end inside the last row are followed by padding, not by the beginning of another epoch.
-    num_epochs, remainder = divmod(capacity, num_available)
-    is_padded = num_epochs > 0 and remainder < sequence_length
     taken: list[TokenizedText] = []
-    num_taken = 0
-    for epoch in range(num_epochs if is_padded else num_epochs + 1):
+    num_taken = epoch = 0
+    while num_taken < num_tokens:
         for text in _ordered(texts, epoch=epoch, seed=seed):
-            if num_taken >= capacity:
+            if num_taken >= num_tokens:
                 break
             taken.append(text)
             num_taken += text.num_tokens
-    num_tokens = min(num_taken, capacity)
+        epoch += 1
     stream = np.full(capacity, pad_id, dtype=np.int64)
     stream[:num_tokens] = np.concatenate([text.token_ids() for text in taken])[:num_tokens]
     ends = np.minimum(np.cumsum([text.num_tokens for text in taken]), num_tokens)

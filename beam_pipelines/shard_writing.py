@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from beam_pipelines.mixing import ComponentConfig, rows_by_shard
+from beam_pipelines.mixing import ComponentConfig, tokens_by_shard
 from beam_pipelines.parquet_files import part_name, write_parquet
 from beam_pipelines.sequence_packing import PackedComponent, concatenate_and_chunk
 from beam_pipelines.text_tokenization import TokenizedText, TokenizerDescription
@@ -36,14 +36,14 @@ def shard_of(text: TokenizedText, *, num_shards: Mapping[Split, int], seed: int)
     return text.split, number
 
 
-def plan_rows(
+def plan_tokens(
     components: list[ComponentConfig],
     *,
     tokens: Mapping[tuple[ShardKey, str], int],
     num_shards: Mapping[Split, int],
     sequence_length: int,
 ) -> dict[ShardKey, dict[str, int]]:
-    """Rows of each component in each shard. Validation holds every text of it once, whatever the mixture.
+    """Tokens to take of each component in each shard. Validation holds every text of it once, whatever the mixture.
 
     Args:
         components: The mixture.
@@ -60,14 +60,10 @@ def plan_rows(
             component.name: [tokens.get(((split, number), component.name), 0) for number in range(num_shards[split])]
             for component in components
         }
-        rows = (
-            rows_by_shard(components, tokens=held, sequence_length=sequence_length)
-            if split == "train"
-            else {name: [-(-count // sequence_length) for count in by_shard] for name, by_shard in held.items()}
-        )
-        for name, by_shard in rows.items():
-            for number, num_rows in enumerate(by_shard):
-                plan[split, number][name] = num_rows
+        taken = tokens_by_shard(components, tokens=held, sequence_length=sequence_length) if split == "train" else held
+        for name, by_shard in taken.items():
+            for number, num_tokens in enumerate(by_shard):
+                plan[split, number][name] = num_tokens
     return plan
 
 
@@ -75,7 +71,7 @@ def write_shard(
     key: ShardKey,
     texts: Iterable[TokenizedText],
     *,
-    rows: Mapping[str, int],
+    num_tokens: Mapping[str, int],
     output: str,
     num_shards: int,
     sequence_length: int,
@@ -87,7 +83,7 @@ def write_shard(
     Args:
         key: Split and number of the shard.
         texts: All texts that belong to it, in any order.
-        rows: Rows to take of each component.
+        num_tokens: Tokens to take of each component.
         output: The shards' folder.
         num_shards: Shards in the split, for the file's name.
         sequence_length: Tokens a row.
@@ -101,7 +97,7 @@ def write_shard(
     packed = {
         name: concatenate_and_chunk(
             members,
-            num_rows=rows[name],
+            num_tokens=num_tokens[name],
             sequence_length=sequence_length,
             pad_id=tokenizer.pad_id,
             seed=seed,

@@ -18,7 +18,7 @@ class StatusConfig:
 
     Args:
         output: The output folder of a synthesis.
-        watch: Follow the run until everything planned is done.
+        watch: Follow the run until everything planned is done or the run is complete.
     """
 
     output: str

@@ -42,6 +42,7 @@ from contracts.storage import InputFile
 from synth_model.chain_state import ChainState, finished_chain
 from synth_model.engines import EngineConfig
 from synth_model.generation import Sampling
+from synth_model.pair_gates import PairGateConfig
 from synth_model.synthesizer import SynthesizerConfig, make_synthesizer
 
 
@@ -59,6 +60,7 @@ class SynthesizeConfig:
         engine: Which model runs where.
         synthesizer: How pairs are asked for.
         sampling: How tokens are chosen.
+        gates: What a pair must pass.
     """
 
     input: list[str]
@@ -70,6 +72,7 @@ class SynthesizeConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     synthesizer: SynthesizerConfig = field(default_factory=SynthesizerConfig)
     sampling: Sampling = field(default_factory=Sampling)
+    gates: PairGateConfig = field(default_factory=PairGateConfig)
 
     def check(self) -> None:
         """Refuses what cannot work, before any work.
@@ -208,6 +211,7 @@ def build_pipeline(pipeline: beam.Pipeline, config: SynthesizeConfig, run: Synth
             synthesizer=config.synthesizer,
             sampling=config.sampling,
             model_id=run.model_id,
+            gates=config.gates,
             model_handler=model_handler,
             journal=earlier,
         )
@@ -300,6 +304,7 @@ def describe(manifest: AugmentedCorpusManifest, *, output: str) -> str:
     if accounts.num_documents_split:
         lines.insert(1, f"split       {accounts.num_documents_split} long documents into {accounts.num_parts} parts")
     lines += [f"rejected    {count} {reason}" for reason, count in accounts.rejected_by_reason.items()]
+    lines += [f"rejected    {count} pairs, {reason}" for reason, count in manifest.rejected_pairs_by_reason.items()]
     return "\n".join(lines)
 
 

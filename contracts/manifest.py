@@ -6,7 +6,8 @@ Every number in a manifest is counted from what was written, and `AugmentedCorpu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
@@ -74,13 +75,17 @@ class DocumentAccounts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentedCorpusManifest:
-    """What an augmented corpus holds, how it was made, and where its input went."""
+    """What an augmented corpus holds, how it was made, and where its input went.
+
+    The files of rejects hold the rejected records and texts of the accounts, and the pairs that failed a gate.
+    """
 
     schema_version: int = SCHEMA_VERSION
     synthesizer_id: str
     accounts: DocumentAccounts
     num_chains: int
     num_pairs: int
+    rejected_pairs_by_reason: Mapping[str, int] = field(default_factory=dict)
     num_prompt_tokens: int
     num_new_tokens: int
     finish_reasons: Mapping[str, int]
@@ -94,11 +99,12 @@ class AugmentedCorpusManifest:
         """Holds the sums against each other; see `DocumentAccounts.check`."""
         self.accounts.check()
         num_chains = sum(entry.num_rows for entry in self.parts)
-        num_rejected = sum(entry.num_rows for entry in self.rejects)
-        if num_chains != self.num_chains or num_rejected != self.accounts.num_rejected:
+        num_rejects = sum(entry.num_rows for entry in self.rejects)
+        expected = self.accounts.num_rejected + sum(self.rejected_pairs_by_reason.values())
+        if num_chains != self.num_chains or num_rejects != expected:
             raise ValueError(
-                f"The files hold {num_chains} chains and {num_rejected} rejects, the accounts say "
-                f"{self.num_chains} and {self.accounts.num_rejected}."
+                f"The files hold {num_chains} chains and {num_rejects} rejects, the accounts say "
+                f"{self.num_chains} and {expected}."
             )
 
 
@@ -189,14 +195,19 @@ class ShardManifest:
         Raises:
             ValueError: They differ.
         """
-        for name, by_split in self.components.items():
-            for split, counts in by_split.items():
-                rows = sum(entry.rows_by_component.get(name, 0) for entry in self.shards_of(split))
-                tokens = sum(entry.tokens_by_component.get(name, 0) for entry in self.shards_of(split))
-                if (rows, tokens) != (counts.num_rows, counts.num_tokens):
+        for split in SPLITS:
+            shards = self.shards_of(split)
+            # Components that only the shards name count too: their totals are missing.
+            names = {name for entry in shards for name in (*entry.rows_by_component, *entry.tokens_by_component)}
+            for name in sorted(names.union(self.components)):
+                rows = sum(entry.rows_by_component.get(name, 0) for entry in shards)
+                tokens = sum(entry.tokens_by_component.get(name, 0) for entry in shards)
+                counts = self.components.get(name, {}).get(split)
+                total_rows, total_tokens = (counts.num_rows, counts.num_tokens) if counts else (0, 0)
+                if (rows, tokens) != (total_rows, total_tokens):
                     raise ValueError(
                         f"Component {name!r} ({split}): the shards hold {rows} rows and {tokens} tokens, the totals "
-                        f"say {counts.num_rows} and {counts.num_tokens}."
+                        f"say {total_rows} and {total_tokens}."
                     )
         if sum(entry.num_rows for entry in self.rejects) != sum(self.rejected_by_reason.values()):
             raise ValueError(f"The files of rejects do not hold the rejects counted: {dict(self.rejected_by_reason)}.")
@@ -254,17 +265,16 @@ def read_augmented_corpus_manifest(folder: str) -> AugmentedCorpusManifest:
         ValueError: Not completed, of another schema version, damaged, or changed after completion.
     """
     raw = _read_manifest(folder, required="accounts")
-    return _verified(
-        folder,
-        AugmentedCorpusManifest(
+    with _naming_damage(folder):
+        manifest = AugmentedCorpusManifest(
             **{
                 **raw,
                 "accounts": DocumentAccounts(**raw["accounts"]),
                 "parts": tuple(FileEntry(**entry) for entry in raw["parts"]),
                 "rejects": tuple(FileEntry(**entry) for entry in raw["rejects"]),
             }
-        ),
-    )
+        )
+    return _verified(folder, manifest)
 
 
 def read_shard_manifest(folder: str) -> ShardManifest:
@@ -274,9 +284,8 @@ def read_shard_manifest(folder: str) -> ShardManifest:
         ValueError: Not completed, of another schema version, damaged, or changed after completion.
     """
     raw = _read_manifest(folder, required="sequence_length")
-    return _verified(
-        folder,
-        ShardManifest(
+    with _naming_damage(folder):
+        manifest = ShardManifest(
             **{
                 **raw,
                 "tokenizer": TokenizerEntry(**raw["tokenizer"]),
@@ -287,13 +296,15 @@ def read_shard_manifest(folder: str) -> ShardManifest:
                     for name, by_split in raw["components"].items()
                 },
             }
-        ),
-    )
+        )
+    return _verified(folder, manifest)
 
 
 def _read_manifest(folder: str, *, required: str) -> dict[str, Any]:
     completed_fingerprint(folder)
     url = storage.join(folder, MANIFEST_FILE)
+    if not storage.exists(url):
+        raise ValueError(f"{folder} says that it is completed, but its {MANIFEST_FILE} is missing.")
     raw = storage.read_json(url)
     if not isinstance(raw, dict) or required not in raw:
         raise ValueError(f"{url} is not the manifest expected here: it has no {required!r}.")
@@ -302,6 +313,16 @@ def _read_manifest(folder: str, *, required: str) -> dict[str, Any]:
             f"{url} has schema version {raw.get('schema_version')!r}; this version of the tool reads {SCHEMA_VERSION}."
         )
     return raw
+
+
+@contextmanager
+def _naming_damage(folder: str) -> Iterator[None]:
+    """Turns what a missing, unknown or misshapen entry of a manifest raises into a message that names the file."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError) as error:
+        url = storage.join(folder, MANIFEST_FILE)
+        raise ValueError(f"{url} is damaged: {type(error).__name__}: {error}.") from error
 
 
 def _verified(folder: str, manifest: _Manifest) -> _Manifest:

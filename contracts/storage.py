@@ -1,7 +1,7 @@
 """Files anywhere, through fsspec: ``file``, ``memory://``, ``s3://``, ``gs://``, ``hf://``.
 
 A file that another process may read is written whole or not at all: on a local disk aside, flushed and renamed; on an
-object store in one put, which is atomic there. Nothing here knows what the files mean.
+object store in one put of a temporary local file, which is atomic there. Nothing here knows what the files mean.
 
 Source: fsspec's file system interface (https://filesystem-spec.readthedocs.io).
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -74,7 +75,7 @@ def find_input_files(patterns: Sequence[str], *, suffixes: Sequence[str]) -> lis
     A folder stands for every file below it with a known suffix.
 
     Raises:
-        ValueError: A pattern matches nothing, names a file of another type, or a match is empty of bytes throughout.
+        ValueError: A pattern matches nothing or names a file of another type.
     """
     found: dict[str, InputFile] = {}
     for pattern in patterns:
@@ -121,14 +122,11 @@ def open_atomic_output(url: str) -> Iterator[IO[bytes]]:
     """Opens a file to write; it appears under its name only when the block ends without an error."""
     fs, path = _file_system(url)
     if not isinstance(fs, LocalFileSystem):
-        with fs.open(path, "wb") as file:
-            try:
-                yield file
-            except BaseException:
-                # Some object stores would complete the upload on close.
-                if hasattr(file, "discard"):
-                    file.discard()
-                raise
+        # Written here first: closing a remote file that was left in the middle would publish what it holds so far.
+        with tempfile.NamedTemporaryFile() as file:
+            yield file
+            file.flush()
+            fs.put_file(file.name, path)
         return
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     aside = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}.partial")

@@ -28,7 +28,7 @@ class ChainState:
         source: The source that all its documents share.
         pending: Documents not yet synthesized, next first.
         examples: Finished examples, oldest first.
-        rejects: Documents of the chain that got no completion.
+        rejects: Documents of the chain that got no completion, and pairs that failed a gate.
         is_broken: Whether the last finished document had no valid pair or no completion.
     """
 
@@ -73,7 +73,12 @@ def fit_prompt(
 
 
 def add_completion(
-    state: ChainState, *, pairs: Sequence[InstructionPair], completion: Completion, num_visible: int
+    state: ChainState,
+    *,
+    pairs: Sequence[InstructionPair],
+    completion: Completion,
+    num_visible: int,
+    rejected_pairs: Sequence[Reject] = (),
 ) -> ChainState:
     """The state after the next document got a completion.
 
@@ -82,6 +87,7 @@ def add_completion(
         pairs: The completion's valid pairs; none keeps the text raw and breaks the chain.
         completion: For the token counts and the finish reason.
         num_visible: How many earlier examples the prompt showed.
+        rejected_pairs: Pairs of the completion that failed a gate.
     """
     example = Example(
         document=state.pending[0],
@@ -91,7 +97,13 @@ def add_completion(
         num_prompt_tokens=completion.num_prompt_tokens,
         num_new_tokens=completion.num_new_tokens,
     )
-    return replace(state, pending=state.pending[1:], examples=(*state.examples, example), is_broken=not pairs)
+    return replace(
+        state,
+        pending=state.pending[1:],
+        examples=(*state.examples, example),
+        rejects=(*state.rejects, *rejected_pairs),
+        is_broken=not pairs,
+    )
 
 
 def add_failure(state: ChainState, *, failure: Failure) -> ChainState:

@@ -58,7 +58,7 @@ def load_wording(name_or_path: str) -> ChatPromptWording:
     if "/" not in name_or_path and shipped.is_file():
         content = shipped.read_text("utf-8")
     else:
-        found = storage.read_text(name_or_path, missing=None)
+        found = None if storage.is_folder(name_or_path) else storage.read_text(name_or_path, missing=None)
         if found is None:
             folder = importlib.resources.files("synth_model") / "prompts"
             names = sorted(
@@ -79,7 +79,7 @@ def _parse_wording(content: str, *, origin: str) -> ChatPromptWording:
         raise ValueError(f"The chat prompt {origin!r} is not valid YAML: {error}") from error
     allowed = {field.name for field in fields(ChatPromptWording)}
     if not isinstance(raw, dict) or set(raw) - allowed or (allowed - {"examples"}) - set(raw):
-        given = sorted(raw) if isinstance(raw, dict) else type(raw).__name__
+        given = sorted(map(str, raw)) if isinstance(raw, dict) else type(raw).__name__
         raise ValueError(
             f"The chat prompt {origin!r} must have the keys {sorted(allowed)} (examples optional), not {given}."
         )
@@ -88,6 +88,8 @@ def _parse_wording(content: str, *, origin: str) -> ChatPromptWording:
             raise ValueError(f"The chat prompt {origin!r}: {key} must be a text that is not empty, not {raw[key]!r}.")
     if raw["request"].count(_TEXT_FIELD) != 1:
         raise ValueError(f"The chat prompt {origin!r}: request must hold {_TEXT_FIELD} exactly once.")
+    if not isinstance(raw.get("examples") or [], list):
+        raise ValueError(f"The chat prompt {origin!r}: examples must be a list, not {raw['examples']!r}.")
     return ChatPromptWording(
         system=raw["system"].strip(),
         request=raw["request"].strip("\n"),
@@ -99,15 +101,21 @@ def _parse_wording(content: str, *, origin: str) -> ChatPromptWording:
 
 def _parse_example(entry: Any, *, origin: str) -> Example:
     try:
-        pairs = tuple(
-            InstructionPair(instruction=str(pair["question"]), response=str(pair["answer"])) for pair in entry["pairs"]
-        )
-        document = Document(doc_id="", source="", text=str(entry["text"]).strip())
-    except (TypeError, KeyError) as error:
+        text, pairs = entry["text"], [(pair["question"], pair["answer"]) for pair in entry["pairs"]]
+        is_complete = bool(pairs) and all(part is not None and str(part).strip() for part in (text, *sum(pairs, ())))
+    except (TypeError, KeyError):
+        is_complete = False
+    if not is_complete:
         raise ValueError(
             f"The chat prompt {origin!r}: an example needs text and pairs of question and answer; got {entry!r}."
-        ) from error
-    return Example(document=document, pairs=pairs)
+        )
+    return Example(
+        document=Document(doc_id="", source="", text=str(text).strip()),
+        pairs=tuple(
+            InstructionPair(instruction=str(question).strip(), response=str(answer).strip())
+            for question, answer in pairs
+        ),
+    )
 
 
 def build_chat_prompt(
@@ -181,7 +189,10 @@ def _after_label(line: str, label: str) -> str | None:
     rest = _LABEL_DECORATION.sub("", line)
     if not rest.lower().startswith(label.lower()):
         return None
-    return rest[len(label) :].removeprefix("**").strip()
+    content = rest[len(label) :].removeprefix("**").strip()
+    # The prompt ends with a label, and a model may write it again.
+    repeated = _after_label(content, label)
+    return content if repeated is None else repeated
 
 
 def _unquoted(text: str) -> str:

@@ -37,28 +37,41 @@ class ModelTokenizer:
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
-        """Strings that the tokenizer reads as single special tokens."""
-        return tuple(token for token in self.tokenizer.all_special_tokens if len(token) >= 2)
+        """Strings that the tokenizer reads as single special tokens, those without a role of their own included."""
+        added = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+        unique = dict.fromkeys((*self.tokenizer.all_special_tokens, *added))
+        return tuple(token for token in unique if len(token) >= 2)
 
     def render(self, prompt: Prompt) -> str:
         """The string that a prompt stands for.
 
         Raises:
-            ValueError: The prompt is a conversation and the model has no chat template.
+            ValueError: The prompt is a conversation and the model has no chat template, or one that refuses it.
         """
         if prompt.text:
             return prompt.text
+        from jinja2 import TemplateError
+
         if not self.tokenizer.chat_template:
             raise ValueError(
                 f"The tokenizer of {self._name_or_path!r} has no chat template; "
                 "use an instruct model, or the wire-format synthesizer."
             )
         messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
-        rendered: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            rendered: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise ValueError(
+                f"The chat template of {self._name_or_path!r} refuses the conversation: {_first_line(error)}"
+            ) from error
         return rendered + prompt.response_prefix
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Token ids of each prompt, nothing added."""
+        """Token ids of each prompt, nothing added.
+
+        Raises:
+            ValueError: A prompt cannot be rendered, or holds a lone surrogate, which no tokenizer can read.
+        """
         return self._encode([self.render(prompt) for prompt in prompts])
 
     def count(self, prompts: Sequence[Prompt]) -> list[int]:
@@ -72,6 +85,8 @@ class ModelTokenizer:
     def _encode(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
+        for text in texts:
+            text.encode("utf-8")
         ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         return ids
 

@@ -3,9 +3,9 @@
 Pieces are filled greedily from the front; nothing is dropped but the white space between two pieces. A sentence
 longer than the limit is never cut: the caller is told, and rejects the text with that reason.
 
-Cost: one batched count of all paragraphs (and of the sentences of long ones) and one verifying count a piece; linear in
-the text. Not done: language-specific sentence rules; a sentence ends at ``. ! ? …`` before white space and at the full
-stops of Chinese and Japanese.
+Cost: one batched count of all paragraphs (and of the sentences of long ones) and one verifying count a piece, more only
+for a tokenizer whose counts do not add up; linear in the text. Not done: language-specific sentence rules; a sentence
+ends at ``. ! ? …`` before white space and at the full stops of Chinese and Japanese.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ def split_text(text: str, *, max_tokens: int, count_tokens: CountTokens) -> list
     units = _units(text, max_tokens=max_tokens, count_tokens=count_tokens)
     if units is None:
         return None
-    pieces: list[str] = []
-    start, end, length = 0, 0, 0
-    for unit_start, unit_end, unit_length in [*units, (len(text), len(text), max_tokens + 1)]:
-        if length and length + unit_length > max_tokens:
-            pieces.append(text[start:end])
-            length = 0
-        if not length:
-            start = unit_start
-        end, length = unit_end, length + unit_length
-    if any(count > max_tokens for count in count_tokens(pieces)):
-        # Token counts need not add up for every tokenizer; a smaller limit leaves room for what merging adds.
-        return None if max_tokens == 1 else _split_with_margin(text, max_tokens, count_tokens)
-    return pieces
-
-
-def _split_with_margin(text: str, max_tokens: int, count_tokens: CountTokens) -> list[str] | None:
-    """As `split_text`, filling pieces only to 9/10 of the limit, then less, until every piece fits."""
+    # Token counts need not add up for every tokenizer; filling the pieces less far leaves room for what joining adds.
     limit = max_tokens
-    while (limit := limit * 9 // 10) >= 1:
-        pieces = split_text(text, max_tokens=limit, count_tokens=count_tokens)
-        if pieces is not None:
+    while True:
+        pieces = _fill(text, units, limit=limit)
+        if all(count <= max_tokens for count in count_tokens(pieces)):
             return pieces
-    return None
+        if not limit:
+            return None
+        limit = limit * 9 // 10
+
+
+def _fill(text: str, units: Sequence[tuple[int, int, int]], *, limit: int) -> list[str]:
+    """Units joined from the front as long as their tokens sum to at most ``limit``; a longer one stands alone."""
+    spans: list[tuple[int, int]] = []
+    length = 0
+    for start, end, unit_length in units:
+        if spans and length + unit_length <= limit:
+            spans[-1] = (spans[-1][0], end)
+            length += unit_length
+        else:
+            spans.append((start, end))
+            length = unit_length
+    return [text[start:end] for start, end in spans]
 
 
 def _units(text: str, *, max_tokens: int, count_tokens: CountTokens) -> list[tuple[int, int, int]] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import apache_beam as beam
@@ -15,6 +15,7 @@ from contracts.records import Example
 from synth_model.chain_state import ChainState, add_completion, add_failure, fit_prompt, visible_examples
 from synth_model.engines import EngineConfig, load_tokenizer
 from synth_model.generation import Completion, Failure, Outcome, Prompt, Sampling, completion_key
+from synth_model.pair_gates import PairGateConfig, apply_gates
 from synth_model.synthesizer import SynthesizerConfig, make_synthesizer
 
 _IDLE, _MISSING = "idle", "missing"
@@ -38,6 +39,7 @@ class SynthesizeRound(beam.PTransform):
         synthesizer: Builds prompts and reads completions.
         sampling: How tokens are chosen; part of a completion's key.
         model_id: The model's identity; part of a completion's key.
+        gates: What a pair must pass.
         model_handler: Completes prompts; the same object in every round.
         journal: Keyed completions of an earlier start of this run, or None on the first start.
     """
@@ -46,6 +48,7 @@ class SynthesizeRound(beam.PTransform):
     synthesizer: SynthesizerConfig
     sampling: Sampling
     model_id: str
+    gates: PairGateConfig
     model_handler: EngineModelHandler
     journal: beam.PCollection | None = None
 
@@ -79,7 +82,7 @@ class SynthesizeRound(beam.PTransform):
         finished = (
             outcomes
             | "Outcomes" >> beam.Flatten()
-            | "Parse" >> beam.ParDo(_ApplyOutcome(self.engine, self.synthesizer))
+            | "Parse" >> beam.ParDo(_ApplyOutcome(self.engine, self.synthesizer, self.gates))
         )
         return (finished, idle) | "States" >> beam.Flatten()
 
@@ -124,17 +127,28 @@ class _BuildPrompt(_UsesSynthesizer):
 
 def _look_up(joined: tuple[str, dict[str, Iterable[Any]]]) -> Iterable[Any]:
     # Equal prompts may have been completed more than once; which of their completions counts must not depend on order.
-    completion = min(joined[1]["completions"], key=lambda completion: completion.text, default=None)
+    completion = min(joined[1]["completions"], key=astuple, default=None)
     for request in joined[1]["requests"]:
         yield TaggedOutput(_MISSING, request) if completion is None else (request, completion)
 
 
 class _ApplyOutcome(_UsesSynthesizer):
+    def __init__(self, engine: EngineConfig, synthesizer: SynthesizerConfig, gates: PairGateConfig) -> None:
+        super().__init__(engine, synthesizer)
+        self._gates = gates
+
     def process(self, keyed: tuple[_Request, Outcome]) -> Iterable[ChainState]:
         request, outcome = keyed
         if isinstance(outcome, Failure):
             yield add_failure(request.state, failure=outcome)
             return
         assert isinstance(outcome, Completion), outcome
-        pairs = self._synthesizer.parse(outcome, special_tokens=self._tokenizer.special_tokens)
-        yield add_completion(request.state, pairs=pairs, completion=outcome, num_visible=request.num_visible)
+        parsed = self._synthesizer.parse(outcome, special_tokens=self._tokenizer.special_tokens)
+        pairs, rejected_pairs = apply_gates(parsed, document=request.state.pending[0], gates=self._gates)
+        yield add_completion(
+            request.state,
+            pairs=pairs,
+            completion=outcome,
+            num_visible=request.num_visible,
+            rejected_pairs=rejected_pairs,
+        )

@@ -9,7 +9,7 @@ import apache_beam as beam
 from apache_beam.pvalue import AsDict
 
 from beam_pipelines.mixing import ComponentConfig
-from beam_pipelines.shard_writing import ShardKey, ShardReport, plan_rows, shard_of, write_shard
+from beam_pipelines.shard_writing import ShardKey, ShardReport, plan_tokens, shard_of, write_shard
 from beam_pipelines.text_tokenization import TokenizedText, TokenizerDescription
 from contracts.manifest import Split
 
@@ -60,16 +60,16 @@ class _WriteShard(beam.DoFn):
         self._seed = settings.seed
 
     def process(
-        self, shard: tuple[ShardKey, Iterable[TokenizedText]], num_tokens: Mapping[tuple[ShardKey, str], int]
+        self, shard: tuple[ShardKey, Iterable[TokenizedText]], tokens: Mapping[tuple[ShardKey, str], int]
     ) -> Iterable[ShardReport]:
         key, texts = shard
-        plan = plan_rows(
-            self._components, tokens=num_tokens, num_shards=self._num_shards, sequence_length=self._sequence_length
+        plan = plan_tokens(
+            self._components, tokens=tokens, num_shards=self._num_shards, sequence_length=self._sequence_length
         )
         yield write_shard(
             key,
             texts,
-            rows=plan[key],
+            num_tokens=plan[key],
             output=self._output,
             num_shards=self._num_shards[key[0]],
             sequence_length=self._sequence_length,

@@ -48,7 +48,7 @@ class EngineConfig:
         """Refuses what cannot work, before any work.
 
         Raises:
-            ValueError: A setting is impossible, or the device is absent on this machine.
+            ValueError: A setting is impossible. Whether the device is there shows on the worker, in `load_engine`.
         """
         if self.kind == "transformers" and not self.model:
             raise ValueError("engine.model is empty; give the hub name or the folder of a model.")

@@ -45,7 +45,7 @@ def length_sorted_batches(
         yield batch
 
 
-def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
+def common_prefix_length(prompts: Sequence[list[int]]) -> int:
     """How many leading tokens all prompts share, leaving each at least one token of its own."""
     first, last = min(prompts), max(prompts)
     # Whatever the least and the greatest in lexicographic order share, everything between them shares.
@@ -183,7 +183,6 @@ class TransformersEngine:
                 )
             )
         return outcomes
-
 
     def _prefix_cache(self, prefix: list[int], *, num_prompts: int) -> Any:
         """Keys and values of a prefix, computed once and repeated for each prompt; None for a short one."""
