@@ -14,7 +14,7 @@ RUNNER ?= DirectRunner
 RUN := runs/quickstart
 MODEL := .cache/models/smollm2-135m-instruct
 CORPUS := $(RUN)/corpus/python-reference.jsonl
-LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+LAUNCH ?= $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM ?= true

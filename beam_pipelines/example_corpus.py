@@ -4,8 +4,9 @@
 reads them at run time, strips their plain-text markup and cuts passages of prose from them, so that the quickstart
 has real text without a download and without a copy of that text in the project.
 
-What is removed: heading underlines, grammar productions, indented code, tables and lists of exceptions, footnote
-marks, cross-reference markers, emphasis asterisks. What is kept: paragraphs of prose, unwrapped to one line each.
+What is removed: heading underlines, grammar productions, signatures, indented code, tables and lists of exceptions,
+footnote marks, cross-reference markers, emphasis asterisks. What is kept: paragraphs of prose, unwrapped to one line
+each.
 
 Cost: a few milliseconds. Not done here: anything about other corpora; bring those as files
 (`beam_pipelines.record_reading`).
@@ -25,7 +26,7 @@ _UNDERLINE = re.compile(r"^[*=\-^~\"+]{3,}$")
 _EMPHASIS = re.compile(r"(?<![\w*])(\*{1,2})(?=\S)([^*\n]+?)(?<=\S)\1(?![\w*])")
 _FOOTNOTE_MARK = re.compile(r"\s*\[\d+\]")
 _HYPHEN_AT_LINE_END = re.compile(r"(?<=\w)-\n(?=\w)")
-_PROSE_END = re.compile(r"[.!?)\"”’]$")
+_PROSE_END = re.compile(r"[.!?][)\"”’]*$")
 
 
 @dataclass(kw_only=True)

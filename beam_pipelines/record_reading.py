@@ -8,15 +8,12 @@ Not done here: byte ranges inside a file. A corpus is read in parallel by files,
 
 from __future__ import annotations
 
-import io
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -77,19 +74,8 @@ def read_records(url: str, *, text_field: str = "text") -> Iterator[Record | Rej
         )
 
 
-@contextmanager
-def _open_lines(url: str) -> Iterator[IO[bytes]]:
-    """As `open_input`; zstd goes through Arrow, which gives lines, reads every frame and reports a cut one."""
-    if not url.endswith(".zst"):
-        with open_input(url) as file:
-            yield file
-        return
-    with fsspec.open(url, "rb") as file, io.BufferedReader(pa.CompressedInputStream(file, "zstd")) as lines:
-        yield lines
-
-
 def _read_json_lines(url: str) -> Iterator[Record | Reject]:
-    with _open_lines(url) as file:
+    with open_input(url) as file:
         for number, line in enumerate(file, start=1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")

@@ -9,6 +9,7 @@ Source: fsspec's file system interface (https://filesystem-spec.readthedocs.io).
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import IO, Any, TypeVar, overload
 
 import fsspec
+import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 _Missing = TypeVar("_Missing")
@@ -111,9 +113,13 @@ def _either(suffixes: Sequence[str]) -> str:
 
 @contextmanager
 def open_input(url: str) -> Iterator[IO[bytes]]:
-    """Opens a file to read bytes, decompressed when its name ends in ``.gz`` or ``.zst``."""
-    compression = "gzip" if url.endswith(".gz") else "zstd" if url.endswith(".zst") else None
-    with fsspec.open(url, "rb", compression=compression) as file:
+    """Opens a file to read bytes or lines, decompressed when its name ends in ``.gz`` or ``.zst``."""
+    if url.endswith(".zst"):
+        # Through Arrow, which reads every frame and reports a cut one; what fsspec opens gives no lines.
+        with fsspec.open(url, "rb") as file, io.BufferedReader(pa.CompressedInputStream(file, "zstd")) as content:
+            yield content
+        return
+    with fsspec.open(url, "rb", compression="gzip" if url.endswith(".gz") else None) as file:
         yield file
 
 

@@ -186,13 +186,12 @@ def parse_chat_completion(
 
 
 def _after_label(line: str, label: str) -> str | None:
-    rest = _LABEL_DECORATION.sub("", line)
-    if not rest.lower().startswith(label.lower()):
-        return None
-    content = rest[len(label) :].removeprefix("**").strip()
-    # The prompt ends with a label, and a model may write it again.
-    repeated = _after_label(content, label)
-    return content if repeated is None else repeated
+    """What stands behind the label that a line begins with; None when it begins with another thing."""
+    rest, content = line, None
+    # More than once: the prompt ends with a label, and a model may write it again.
+    while (rest := _LABEL_DECORATION.sub("", rest)).lower().startswith(label.lower()):
+        rest = content = rest[len(label) :].removeprefix("**").strip()
+    return content
 
 
 def _unquoted(text: str) -> str:

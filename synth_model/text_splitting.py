@@ -48,7 +48,9 @@ def _fill(text: str, units: Sequence[tuple[int, int, int]], *, limit: int) -> li
     """Units joined from the front as long as their tokens sum to at most ``limit``; a longer one stands alone."""
     spans: list[tuple[int, int]] = []
     length = 0
-    for start, end, unit_length in units:
+    for start, end, num_tokens in units:
+        # A unit counts at least one, so that a limit of 0 leaves each of them alone.
+        unit_length = max(1, num_tokens)
         if spans and length + unit_length <= limit:
             spans[-1] = (spans[-1][0], end)
             length += unit_length

@@ -220,7 +220,7 @@ class TrainingLoop:
                 "tokens": self.state.num_tokens_seen,
                 "loss": result.loss,
                 "loss_by_component": result.loss_by_component,
-                "lr": self._learning_rate(position.step - 1),
+                "lr": self._optimizer.param_groups[0]["lr"],
                 "grad_norm": result.grad_norm,
                 "tokens_per_second": round(tokens_per_second, 1),
                 "seconds": round(self.state.seconds, 3),

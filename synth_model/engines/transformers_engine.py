@@ -75,7 +75,7 @@ class TransformersEngine:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 config.model, dtype=dtype, trust_remote_code=config.trust_remote_code
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ValueError(
                 f"No model could be loaded from {config.model!r}: give a hub name or a folder with a model. "
                 f"({str(error).strip().splitlines()[0]})"

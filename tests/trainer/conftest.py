@@ -25,7 +25,7 @@ def pretrain(shards):
     """Runs the command on the tiny preset in this process; returns the exit code."""
 
     def run(output, *options):
-        # Accelerate keeps its choice of device and precision for the life of a process; a run here may choose otherwise.
+        # Accelerate keeps its choice of precision for the life of a process; a run here may choose otherwise.
         AcceleratorState._reset_state(reset_partial_state=True)
         return main(
             [

@@ -28,7 +28,9 @@ def test_there_are_recipes():
 
 
 def test_options_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
-    (tmp_path / "config.yaml").write_text("shards: s\noutput: o\nseed: 5\nmodel: {name_or_path: m}\nbatch: {rows_per_step: 2}")
+    (tmp_path / "config.yaml").write_text(
+        "shards: s\noutput: o\nseed: 5\nmodel: {name_or_path: m}\nbatch: {rows_per_step: 2}"
+    )
     config = parse("--config", str(tmp_path / "config.yaml"), "--seed", "6", "--optimizer.max_grad_norm", ".inf")
     assert config == PretrainConfig(
         shards="s",

@@ -137,7 +137,7 @@ def test_finds_a_file_in_a_package_that_cannot_be_imported(tmp_path, monkeypatch
     assert "package_with_model" not in sys.modules
     with pytest.raises(ValueError, match="There is no GGUF file"):
         import_model.find_gguf("package:package_with_model/other.gguf")
-    with pytest.raises(ValueError, match="'no_such_package' .* is not installed"):
+    with pytest.raises(ValueError, match=r"'no_such_package' .* is not installed"):
         import_model.find_gguf("package:no_such_package/tiny.gguf")
 
 

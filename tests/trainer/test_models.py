@@ -60,7 +60,7 @@ def test_identity_is_the_content_of_the_folder(saved, manifest, tmp_path):
 
 
 def test_refuses_what_is_no_model_folder(tmp_path, manifest):
-    with pytest.raises(ValueError, match="no config.json"):
+    with pytest.raises(ValueError, match=r"no config\.json"):
         describe(tmp_path, manifest)
     with pytest.raises(ValueError, match="There is no model folder"):
         describe(tmp_path / "nowhere", manifest)

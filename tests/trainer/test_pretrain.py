@@ -11,11 +11,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from contracts.manifest import read_shard_manifest
 from tests.shard_fixtures import make_rows, write_example_shards, write_shards, write_tokenizer
 from tests.trainer.conftest import loss_columns, read_jsonl
-from trainer.config import ModelConfig, OptimizerConfig
+from trainer.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from trainer.models import create_model, describe_model
 from trainer.optimizer import create_optimizer
 from trainer.pretrain import main
 from trainer.row_permutation import RowPermutation
+from trainer.schedules import learning_rate_multiplier
 from trainer.shard_dataset import ShardDataset, labels_of
 
 
@@ -57,6 +58,10 @@ def test_logs_every_step(finished):
         values = [value for value in record.values() if isinstance(value, float)]
         assert all(math.isfinite(value) for value in values)
     assert records[-1]["loss"] < records[0]["loss"]
+    schedule = ScheduleConfig()
+    for step, record in enumerate(records):
+        multiplier = learning_rate_multiplier(step, num_steps=12, schedule=schedule)
+        assert record["lr"] == pytest.approx(3e-3 * multiplier)
 
 
 def test_summarizes_the_run(finished):

@@ -13,7 +13,7 @@ from tests.trainer.conftest import loss_columns, read_jsonl
 from tests.trainer.test_resume import Killed, kill_at_step
 
 
-def start(command, **options):
+def start(command):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -50,9 +50,7 @@ def test_two_processes_do_what_one_does_and_take_over_from_it(pretrain, shards, 
     assert [record["tokens"] for record in actual] == [record["tokens"] for record in expected]
     for key in ("loss", "grad_norm"):
         assert [record[key] for record in actual] == pytest.approx([record[key] for record in expected], rel=1e-3)
-    for mine, theirs in zip(
-        read_jsonl(two / "validation.jsonl"), read_jsonl(one / "validation.jsonl"), strict=True
-    ):
+    for mine, theirs in zip(read_jsonl(two / "validation.jsonl"), read_jsonl(one / "validation.jsonl"), strict=True):
         assert mine["num_targets"] == theirs["num_targets"]
         assert mine["losses"] == pytest.approx(theirs["losses"], rel=1e-3)
     weights = safetensors.torch.load_file(one / "model" / "model.safetensors")
@@ -62,7 +60,7 @@ def test_two_processes_do_what_one_does_and_take_over_from_it(pretrain, shards, 
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_the_launcher_goes_on(shards, tmp_path):
+def test_sigterm_saves_and_exits_with_its_code(shards, tmp_path):
     arguments = [*tiny_arguments(shards, tmp_path), "--num_epochs", "100000", "--checkpoint.every_steps", "null"]
     process = start(["trainer.pretrain", *arguments])
     while not (tmp_path / "metrics.jsonl").exists() or (tmp_path / "metrics.jsonl").stat().st_size == 0:

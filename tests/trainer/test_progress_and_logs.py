@@ -6,6 +6,7 @@ from trainer.command_line import run_command
 from trainer.folders import read_folder, write_folder
 from trainer.metrics_log import MetricsLog
 from trainer.progress import Progress
+from trainer.row_permutation import RowPermutation
 
 
 def test_progress_prints_about_twenty_lines_where_there_is_no_terminal(capsys):
@@ -88,11 +89,7 @@ def test_a_folder_appears_when_it_is_whole(tmp_path, storage):
 
 
 def test_errors_of_the_project_are_messages_and_others_keep_their_traceback(capsys):
-    def refuse():
-        MetricsLogless = __import__("trainer.row_permutation", fromlist=["RowPermutation"])
-        return len(MetricsLogless.RowPermutation(0, seed=0, name="train", epoch=0))
-
-    assert run_command(refuse) == 2
+    assert run_command(lambda: len(RowPermutation(0, seed=0, name="train", epoch=0))) == 2
     assert capsys.readouterr().err.startswith("error: num_rows is 0")
     with pytest.raises(ValueError, match="invalid literal"):
         run_command(lambda: int("x"))

@@ -8,6 +8,7 @@ import threading
 import pytest
 import safetensors.torch
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.shard_fixtures import write_example_shards
 from tests.trainer.conftest import loss_columns, read_jsonl
@@ -31,6 +32,10 @@ def uninterrupted(pretrain, tmp_path, weights_of):
     output = tmp_path / "uninterrupted"
     assert pretrain(output) == 0
     return weights_of(output), loss_columns(output), read_jsonl(output / "validation.jsonl")
+
+
+def die(*_, **__):
+    raise Killed
 
 
 def kill_at_step(monkeypatch, step):
@@ -74,10 +79,36 @@ def loss_columns_of_whole_lines(output):
     return [line for line in (output / "metrics.jsonl").read_text().splitlines(keepends=True) if line.endswith("}\n")]
 
 
-def test_killed_during_the_final_validation(pretrain, tmp_path, monkeypatch, uninterrupted, weights_of):
+def test_tied_embeddings_and_dropout_go_on_just_as_well(pretrain, shards, tmp_path, monkeypatch, weights_of):
+    """One tensor under two names, stored once; and random numbers in every step."""
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+        attention_dropout=0.3,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "tied")
+    options = ("--model.init", "continual", "--model.preset", "null", "--model.name_or_path", str(tmp_path / "tied"))
+    assert pretrain(tmp_path / "whole", *options) == 0
+    with monkeypatch.context() as patch:
+        kill_at_step(patch, 7)
+        with pytest.raises(Killed):
+            pretrain(tmp_path / "killed", *options)
+    assert pretrain(tmp_path / "killed", *options) == 0
+    weights = weights_of(tmp_path / "whole")
+    assert "lm_head.weight" not in weights
+    for name, weight in weights_of(tmp_path / "killed").items():
+        assert torch.equal(weight, weights[name]), name
+    assert loss_columns(tmp_path / "killed") == loss_columns(tmp_path / "whole")
+
+
+def test_killed_between_the_last_step_and_the_export(pretrain, tmp_path, monkeypatch, uninterrupted, weights_of):
     output = tmp_path / "killed"
     with monkeypatch.context() as patch:
-        patch.setattr("trainer.run._summarize", lambda *_, **__: (_ for _ in ()).throw(Killed))
+        patch.setattr("trainer.run._summarize", die)
         with pytest.raises(Killed):
             pretrain(output, "--checkpoint.save_final_optimizer_state", "true")
     assert read_state(newest_complete(str(output / "checkpoints"))).position.step == 12

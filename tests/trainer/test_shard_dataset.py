@@ -56,9 +56,7 @@ def test_labels_against_a_walk_over_the_tokens(lengths, num_padding, random):
 def shards(tmp_path):
     rows = [*make_rows(7, component="raw"), *make_rows(4, component="instructions", seed=1)]
     folder = str(tmp_path / "shards")
-    write_shards(
-        folder, {"train": [rows[:4], rows[4:5], rows[5:]]}, tokenizer_folder="tokenizer", tokenizer_sha256="0"
-    )
+    write_shards(folder, {"train": [rows[:4], rows[4:5], rows[5:]]}, tokenizer_folder="tokenizer", tokenizer_sha256="0")
     return folder, rows
 
 

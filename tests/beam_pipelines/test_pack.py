@@ -1,0 +1,259 @@
+import itertools
+import json
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from beam_pipelines.mixing import ComponentConfig
+from beam_pipelines.pack import describe
+from contracts.manifest import read_augmented_corpus_manifest, read_shard_manifest
+from contracts.records import Document, InstructionPair
+from templates import TemplateConfig, render_chain, render_document, render_instruction
+from tests.beam_pipelines.pipeline_runs import (
+    make_documents,
+    parquet_digests,
+    read_chains,
+    read_rejects,
+    read_rows,
+    run_pack,
+    run_synthesize,
+    write_jsonl,
+)
+
+SEQUENCE_LENGTH = 128
+MARKUP = "Special <s> tokens </s> in <|im_end|> the text, {braces}, %s and <QUE> all </END>, 😀\u2028\x00."
+INSTRUCTIONS = [
+    {"id": f"pair-{number}", "instruction": f"What is {number} plus one?", "response": f"It is {number + 1}. <s>"}
+    for number in range(30)
+]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """An augmented corpus, raw documents and instructions; some of them cannot be used."""
+    folder = tmp_path_factory.mktemp("inputs")
+    documents = [*make_documents(40), {"id": "markup", "source": "web", "text": MARKUP}]
+    run_synthesize([write_jsonl(folder / "corpus.jsonl", documents)], folder / "augmented", num_files=2)
+    write_jsonl(folder / "raw.jsonl", [*make_documents(20, source="raw"), {"id": "odd", "text": MARKUP}, {"body": "x"}])
+    write_jsonl(folder / "instructions.jsonl", [*INSTRUCTIONS, {"instruction": "Why?"}])
+    with open(folder / "instructions.jsonl", "a", encoding="utf-8") as file:
+        file.write("{oops\n")
+    return folder
+
+
+def component(name, kind, path, **settings):
+    return ComponentConfig(name=name, kind=kind, input=[str(path)], **settings)
+
+
+@pytest.fixture(scope="module")
+def packed(inputs, tokenizer_folder, tmp_path_factory):
+    """Every kind of component once, with held-out groups and several shards."""
+    output = tmp_path_factory.mktemp("packed") / "shards"
+    manifest = run_pack(
+        [
+            component("augmented", "chains", inputs / "augmented"),
+            component("raw", "chain_documents", inputs / "augmented"),
+            component("web", "documents", inputs / "raw.jsonl"),
+            component("general", "instructions", inputs / "instructions.jsonl"),
+        ],
+        output,
+        tokenizer=tokenizer_folder,
+        sequence_length=SEQUENCE_LENGTH,
+        num_shards=3,
+        num_validation_shards=2,
+        validation_fraction=0.25,
+        add_bos=True,
+    )
+    return output, manifest
+
+
+def rendered_texts(inputs):
+    """What training texts there are, made from the inputs by the templates alone."""
+    chains = read_chains(inputs / "augmented")
+    with open(inputs / "raw.jsonl", encoding="utf-8") as file:
+        records = [record for record in map(json.loads, file) if "text" in record]
+    texts = [
+        *(render_chain(chain, seed=0, component="augmented", config=TemplateConfig()) for chain in chains),
+        *(
+            render_document(example.document, component="raw", group_id=chain.chain_id)
+            for chain in chains
+            for example in chain.examples
+        ),
+        *(
+            render_document(
+                Document(doc_id=record["id"], source="", text=record["text"]), component="web", group_id=record["id"]
+            )
+            for record in records
+        ),
+        *(
+            render_instruction(
+                InstructionPair(instruction=record["instruction"], response=record["response"]),
+                text_id=record["id"],
+                group_id=record["id"],
+                component="general",
+            )
+            for record in INSTRUCTIONS
+        ),
+    ]
+    return {(text.component, text.text_id): text.text for text in texts}
+
+
+def segments_by_text(rows):
+    """The pieces of each text, in no order: rows are mixed."""
+    pieces = defaultdict(list)
+    for split, row in rows:
+        ends = np.cumsum(row.segment_lengths)
+        for start, end, text_id in zip([0, *ends[:-1]], ends, row.text_ids, strict=True):
+            pieces[split, row.component, text_id].append(row.input_ids[start:end].tolist())
+    return pieces
+
+
+def test_shards_give_back_every_text_exactly_once(inputs, packed, tokenizer_folder):
+    output, manifest = packed
+    tokenizer = Tokenizer.from_file(f"{tokenizer_folder}/tokenizer.json")
+    pieces = segments_by_text(read_rows(output, manifest))
+    expected = rendered_texts(inputs)
+    assert len(pieces) == len(expected)
+    bos, eos = manifest.special_ids["bos"], manifest.special_ids["eos"]
+    for (_, name, text_id), members in pieces.items():
+        candidates = [sum(order, []) for order in itertools.permutations(members)]
+        whole = [ids for ids in candidates if ids[0] == bos and ids[-1] == eos]
+        assert expected[name, text_id] in [tokenizer.decode(ids[1:-1], skip_special_tokens=False) for ids in whole]
+        assert all(Counter(ids)[bos] == Counter(ids)[eos] == 1 for ids in whole)
+    assert max(map(len, pieces.values())) > 1
+
+
+def test_rows_keep_the_contract(packed):
+    output, manifest = packed
+    assert read_shard_manifest(str(output)) == manifest
+    assert {entry.path: entry.sha256 for entry in manifest.shards} == parquet_digests(output)
+    rows = read_rows(output, manifest)
+    pad = manifest.special_ids["pad"]
+    padding = defaultdict(int)
+    for split, row in rows:
+        length = int(row.segment_lengths.sum())
+        assert row.input_ids.shape == (SEQUENCE_LENGTH,)
+        assert set(row.input_ids[length:].tolist()) <= {pad}
+        assert pad not in row.input_ids[:length]
+        padding[split, row.component] += SEQUENCE_LENGTH - length
+    for name, by_split in manifest.components.items():
+        for split, counts in by_split.items():
+            members = [row for row_split, row in rows if (row_split, row.component) == (split, name)]
+            assert counts.num_rows == len(members)
+            assert counts.num_tokens == counts.num_available_tokens == sum(int(row.segment_lengths.sum()) for row in members)
+            assert counts.num_padding_tokens == padding[split, name]
+            assert (counts.epochs, counts.num_dropped_tokens) == (1.0, 0)
+            # Only the last row of a component in a shard may hold padding.
+            assert counts.num_padding_tokens < SEQUENCE_LENGTH * len(manifest.shards_of(split))
+            cut = [pieces for key, pieces in segments_by_text(rows).items() if key[:2] == (split, name) and len(pieces) > 1]
+            assert counts.num_truncations == len(cut)
+    assert {split: sum(1 for s, _ in rows if s == split) for split in ("train", "validation")} == {
+        split: manifest.num_rows(split) for split in ("train", "validation")
+    }
+
+
+def test_what_is_held_out_is_never_trained_on_raw_or_augmented(inputs, packed):
+    output, manifest = packed
+    documents_of = {chain.chain_id: {e.document.doc_id for e in chain.examples} for chain in read_chains(inputs / "augmented")}
+    seen = defaultdict(set)
+    for split, row in read_rows(output, manifest):
+        for text_id in row.text_ids:
+            if row.component in ("augmented", "raw"):
+                seen[split, row.component] |= documents_of.get(text_id, {text_id})
+            else:
+                seen[split, row.component].add(text_id)
+    for name in ("augmented", "raw", "web", "general"):
+        assert seen["validation", name]
+        assert seen["train", name].isdisjoint(seen["validation", name])
+    assert seen["train", "augmented"] == seen["train", "raw"]
+    assert seen["validation", "augmented"] == seen["validation", "raw"]
+
+
+def test_rejects_and_inputs_are_in_the_manifest(inputs, packed):
+    output, manifest = packed
+    assert manifest.rejected_by_reason == {"read/no_pair": 1, "read/no_text": 1, "read/not_json": 1}
+    assert sorted(reject.doc_id.rpartition("/")[2] for reject in read_rejects(output)) == [
+        "instructions.jsonl:31",
+        "instructions.jsonl:32",
+        "raw.jsonl:22",
+    ]
+    augmented = read_augmented_corpus_manifest(str(inputs / "augmented"))
+    assert manifest.inputs[str(inputs / "augmented")] == augmented.fingerprint
+    assert f"shards      {output} (128 tokens a row)" in describe(manifest, output=str(output))
+
+
+@pytest.fixture(scope="module")
+def mixed(inputs, tokenizer_folder, tmp_path_factory):
+    """A mixture by fraction, epochs and ratio, small beside its rows."""
+    output = tmp_path_factory.mktemp("mixed") / "shards"
+    components = [
+        component("augmented", "chains", inputs / "augmented", epochs=1.5),
+        component("raw", "chain_documents", inputs / "augmented", epochs=0.4),
+        component("web", "documents", inputs / "raw.jsonl", epochs=2),
+        component("general", "instructions", inputs / "instructions.jsonl", token_ratio=1.0, relative_to=["augmented"]),
+    ]
+    settings = {"tokenizer": tokenizer_folder, "sequence_length": 512, "num_shards": 2, "validation_fraction": 0.1}
+    return components, settings, output, run_pack(components, output, **settings)
+
+
+def test_a_mixture_is_exact_to_one_row(mixed):
+    _, _, output, manifest = mixed
+    train = {name: by_split["train"] for name, by_split in manifest.components.items()}
+    for name, epochs in (("augmented", 1.5), ("raw", 0.4)):
+        assert abs(train[name].num_tokens - epochs * train[name].num_available_tokens) <= 512
+        assert train[name].num_padding_tokens == 0
+    assert train["web"].num_tokens == 2 * train["web"].num_available_tokens
+    assert abs(train["general"].num_tokens - 1.5 * train["augmented"].num_available_tokens) <= 512
+    assert train["general"].epochs > 2
+    times = Counter(
+        text_id
+        for (split, name, text_id), pieces in segments_by_text(read_rows(output, manifest)).items()
+        if (split, name) == ("train", "web")
+        for piece in pieces
+        if piece[-1] == manifest.special_ids["eos"]
+    )
+    assert set(times.values()) == {2}
+
+
+def test_validation_holds_each_text_once_even_where_a_row_would_hold_it_often(mixed):
+    _, _, _, manifest = mixed
+    counts = {name: by_split["validation"] for name, by_split in manifest.components.items() if "validation" in by_split}
+    assert all(count.epochs == 1.0 for count in counts.values())
+    assert any(count.num_tokens < 256 for count in counts.values())
+
+
+def test_a_completed_packing_is_left_alone_and_another_one_is_refused(mixed, monkeypatch):
+    components, settings, output, manifest = mixed
+    before = parquet_digests(output)
+    monkeypatch.setattr("beam_pipelines.pack.run_pipeline", lambda *_: pytest.fail("nothing was to be done"))
+    assert run_pack(components, output, **settings) == manifest
+    with pytest.raises(ValueError, match="already holds another run"):
+        run_pack(components, output, **{**settings, "seed": 3})
+    assert parquet_digests(output) == before
+
+
+def test_an_interrupted_packing_starts_over(mixed, tmp_path, monkeypatch):
+    components, settings, output, _ = mixed
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    again = tmp_path / "shards"
+    with monkeypatch.context() as patch:
+        patch.setattr("beam_pipelines.pack.run_pipeline", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_pack(components, again, **settings)
+    run_pack(components, again, **settings)
+    assert parquet_digests(again) == parquet_digests(output)
+
+
+def test_an_unfinished_corpus_and_one_without_text_are_refused(inputs, tokenizer_folder, tmp_path):
+    with pytest.raises(ValueError, match="is not a completed artifact"):
+        run_pack([component("a", "chains", tmp_path)], tmp_path / "out", tokenizer=tokenizer_folder)
+    assert not (tmp_path / "out").exists()
+    held_out = [component("a", "instructions", inputs / "instructions.jsonl")]
+    with pytest.raises(ValueError, match="Component 'a' has no text: .*everything in it went to validation"):
+        run_pack(held_out, tmp_path / "out", tokenizer=tokenizer_folder, validation_fraction=0.9999)
+    assert not (tmp_path / "out" / "COMPLETED").exists()
