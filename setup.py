@@ -4,7 +4,9 @@ stands in ``install_requires`` is therefore only what a worker of any pipeline n
 
 from setuptools import find_packages, setup
 
-TEST = ["hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "types-PyYAML"]
+# Near-duplicates and language identification; the first brings scipy, which no other worker needs.
+SELF_INSTRUCT = ["datasketch", "py3langid"]
+TEST = [*SELF_INSTRUCT, "hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "types-PyYAML"]
 TRAIN = ["accelerate", "gguf", "safetensors", "torch==2.13.0"]
 
 setup(
@@ -22,8 +24,8 @@ setup(
     ),
     package_data={
         "templates": ["bank/*.yaml"],
-        "synth_model": ["prompts/*.yaml"],
-        "beam_pipelines": ["example_data/*.jsonl"],
+        "synth_model": ["prompts/*.yaml", "task_datasets/*.yaml"],
+        "beam_pipelines": ["example_data/*.jsonl", "mining_bank/*.yaml"],
     },
     install_requires=[
         "apache-beam==2.77.0",
@@ -35,6 +37,7 @@ setup(
         "pyyaml",
         "rich",
         "sentencepiece",
+        "sentencex",
         "tokenizers",
         "transformers",
         "zstandard",
@@ -42,6 +45,7 @@ setup(
     extras_require={
         "transformers": ["safetensors", "torch==2.13.0"],
         "train": TRAIN,
+        "self-instruct": SELF_INSTRUCT,
         "test": TEST,
         "dev": [*TRAIN, *TEST],
     },

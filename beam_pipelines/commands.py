@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 
 _DESCRIPTIONS = {
     "synthesize": "Turns raw text into an instruction-augmented corpus.",
+    "self-instruct": "Lets an instruct model write general instructions and answer them.",
+    "mine": "Mines reading-comprehension tasks from raw text, without a model.",
     "pack": "Renders, tokenizes, mixes and packs texts into shards for the trainer.",
     "status": "Tells how far a synthesis is, from its output folder.",
     "example-corpus": "Writes a small corpus from the language reference that Python carries.",
@@ -33,6 +35,8 @@ def run_command(arguments: Sequence[str]) -> int:
     _quiet_libraries()
     commands: dict[str, Callable[[str, Sequence[str]], int]] = {
         "synthesize": _synthesize,
+        "self-instruct": _self_instruct,
+        "mine": _mine,
         "pack": _pack,
         "status": _status,
         "example-corpus": _example_corpus,
@@ -52,6 +56,26 @@ def _synthesize(command: str, arguments: Sequence[str]) -> int:
         synthesize.SynthesizeConfig, command=command, description=_DESCRIPTIONS[command], arguments=arguments
     )
     return synthesize.main(config, beam_arguments)
+
+
+def _self_instruct(command: str, arguments: Sequence[str]) -> int:
+    from beam_pipelines import self_instruct
+    from beam_pipelines.command_line import parse_command
+
+    config, beam_arguments = parse_command(
+        self_instruct.SelfInstructConfig, command=command, description=_DESCRIPTIONS[command], arguments=arguments
+    )
+    return self_instruct.main(config, beam_arguments)
+
+
+def _mine(command: str, arguments: Sequence[str]) -> int:
+    from beam_pipelines import mine
+    from beam_pipelines.command_line import parse_command
+
+    config, beam_arguments = parse_command(
+        mine.MineConfig, command=command, description=_DESCRIPTIONS[command], arguments=arguments
+    )
+    return mine.main(config, beam_arguments)
 
 
 def _pack(command: str, arguments: Sequence[str]) -> int:

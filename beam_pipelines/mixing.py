@@ -25,8 +25,9 @@ class ComponentConfig:
         name: Under which its rows, tokens and losses are reported.
         kind: What is read and how it is rendered: ``chains`` (an augmented corpus, through the templates),
             ``chain_documents`` (the raw documents of an augmented corpus), ``documents`` (raw text files) or
-            ``instructions`` (records with ``instruction`` and ``response``, as ``{instruction} {response}``).
-        input: Folders of augmented corpora, or files, folders and globs of records.
+            ``instructions`` (records of any shape in `beam_pipelines.instruction_shapes`, or what ``self-instruct``
+            wrote, as ``{instruction} {response}``).
+        input: Folders of augmented or instruction corpora, or files, folders and globs of records.
         epochs: How often each text is seen; 0.5 takes half of the tokens, 4 takes each text four times.
         token_ratio: Instead of ``epochs``: so many tokens for each token of the components in ``relative_to``.
         relative_to: Names of components that are taken by ``epochs``.

@@ -48,6 +48,10 @@ class EngineModelHandler(ModelHandler[Prompt, Outcome, Engine]):
         """Loads the engine; runs on the worker."""
         return load_engine(self._engine)
 
+    def key(self, prompt: Prompt) -> str:
+        """Under which the journal holds the completion of a prompt."""
+        return completion_key(prompt, model_id=self._model_id, sampling=self._sampling)
+
     def run_inference(
         self, batch: Sequence[Prompt], model: Engine, inference_args: Mapping[str, Any] | None = None
     ) -> Iterable[Outcome]:
@@ -57,7 +61,7 @@ class EngineModelHandler(ModelHandler[Prompt, Outcome, Engine]):
         journal.write_segment(
             self._output,
             [
-                (completion_key(prompt, model_id=self._model_id, sampling=self._sampling), outcome)
+                (self.key(prompt), outcome)
                 for prompt, outcome in zip(batch, outcomes, strict=True)
                 if isinstance(outcome, Completion)
             ],

@@ -16,10 +16,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import AsList
 from rich.console import Console
 
-from beam_pipelines.accounting import RejectsReport, sum_counts
 from beam_pipelines.command_line import beam_options, config_as_json
 from beam_pipelines.mixing import ComponentConfig, check_components
-from beam_pipelines.record_reading import SUFFIXES, FieldNames
+from beam_pipelines.record_reading import FieldNames
 from beam_pipelines.running import run_pipeline
 from beam_pipelines.shard_writing import ShardReport, total_counts
 from beam_pipelines.text_tokenization import TextTokenizer, TokenizerDescription
@@ -28,15 +27,20 @@ from beam_pipelines.transforms.tokenize_texts import TokenizeTexts
 from beam_pipelines.transforms.write_rejects import WriteRejects
 from beam_pipelines.transforms.write_shards import WriteShards
 from contracts import storage
-from contracts.artifact import claim_output, describe_run
+from contracts.accounting import RejectsReport, sum_counts
+from contracts.artifact import RUN_FILE, claim_output, describe_run
 from contracts.manifest import (
+    AugmentedCorpusManifest,
+    InstructionCorpusManifest,
     ShardManifest,
     Split,
     TokenizerEntry,
     complete_artifact,
     read_augmented_corpus_manifest,
+    read_instruction_corpus_manifest,
     read_shard_manifest,
 )
+from contracts.record_files import SUFFIXES
 from contracts.storage import InputFile
 from templates import TemplateConfig, bank_sha256
 
@@ -113,21 +117,32 @@ def plan_run(config: PackConfig) -> PackingRun:
     inputs: dict[str, str] = {"tokenizer": tokenizer.sha256, "templates": bank_sha256()}
     files: dict[str, tuple[InputFile, ...]] = {}
     for component in config.components:
-        if component.kind in ("chains", "chain_documents"):
-            parts: list[InputFile] = []
-            for folder in component.input:
-                manifest = read_augmented_corpus_manifest(folder)
-                inputs[folder] = manifest.fingerprint
-                parts += [
-                    InputFile(url=storage.join(folder, entry.path), size_bytes=entry.num_bytes, version=entry.sha256)
-                    for entry in manifest.parts
-                ]
-            files[component.name] = tuple(parts)
-        else:
-            found = storage.find_input_files(component.input, suffixes=SUFFIXES)
-            inputs.update({file.url: f"{file.size_bytes} bytes, {file.version}" for file in found})
-            files[component.name] = tuple(found)
+        found: list[InputFile] = []
+        for source in component.input:
+            manifest = _corpus_manifest(source, kind=component.kind)
+            if manifest is None:
+                records = storage.find_input_files([source], suffixes=SUFFIXES)
+                inputs.update({file.url: f"{file.size_bytes} bytes, {file.version}" for file in records})
+                found += records
+                continue
+            # Of a corpus only its parts are read: rejects and journal lie in the same folder.
+            inputs[source] = manifest.fingerprint
+            found += [
+                InputFile(url=storage.join(source, entry.path), size_bytes=entry.num_bytes, version=entry.sha256)
+                for entry in manifest.parts
+            ]
+        # Two patterns may name the same file.
+        files[component.name] = tuple({file.url: file for file in found}.values())
     return PackingRun(files=files, tokenizer=tokenizer, inputs=inputs)
+
+
+def _corpus_manifest(source: str, *, kind: str) -> AugmentedCorpusManifest | InstructionCorpusManifest | None:
+    """The manifest of a corpus that this tool wrote; None for files of records."""
+    if kind in ("chains", "chain_documents"):
+        return read_augmented_corpus_manifest(source)
+    if kind == "instructions" and storage.exists(storage.join(source, RUN_FILE)):
+        return read_instruction_corpus_manifest(source)
+    return None
 
 
 def build_pipeline(pipeline: beam.Pipeline, config: PackConfig, run: PackingRun) -> None:

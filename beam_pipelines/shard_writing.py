@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from beam_pipelines.mixing import ComponentConfig, tokens_by_shard
-from beam_pipelines.parquet_files import part_name, write_parquet
 from beam_pipelines.sequence_packing import PackedComponent, concatenate_and_chunk
 from beam_pipelines.text_tokenization import TokenizedText, TokenizerDescription
 from contracts.manifest import SPLITS, ComponentCounts, ShardEntry, Split
+from contracts.parquet_files import part_name, write_parquet
 from contracts.records import PackedRow
 from contracts.schemas import packed_rows_to_table
 from contracts.seeding import stable_hash

@@ -9,7 +9,6 @@ Source: Cheng et al. 2024 (arXiv 2406.14491), sections 2.1 and 2.2.
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,11 +20,11 @@ from apache_beam.pvalue import AsList, AsSingleton
 from rich.console import Console
 
 from beam_pipelines import journal
-from beam_pipelines.accounting import ChainsReport, RejectsReport, augmented_corpus_manifest
-from beam_pipelines.command_line import LOCAL_RUNNERS, beam_options, config_as_json
+from beam_pipelines.command_line import beam_options, config_as_json
+from beam_pipelines.engine_identity import check_engine, identify_model
 from beam_pipelines.model_handler import EngineModelHandler
 from beam_pipelines.progress import show_progress
-from beam_pipelines.record_reading import SUFFIXES, FieldNames
+from beam_pipelines.record_reading import FieldNames
 from beam_pipelines.running import run_pipeline, runner_name
 from beam_pipelines.transforms.form_chains import FormChains
 from beam_pipelines.transforms.make_documents import MakeDocuments
@@ -35,8 +34,10 @@ from beam_pipelines.transforms.synthesize_round import SynthesizeRound
 from beam_pipelines.transforms.write_chains import WriteChains
 from beam_pipelines.transforms.write_rejects import WriteRejects
 from contracts import storage
+from contracts.accounting import ChainsReport, RejectsReport, augmented_corpus_manifest
 from contracts.artifact import claim_output, describe_run
 from contracts.manifest import AugmentedCorpusManifest, complete_artifact, read_augmented_corpus_manifest
+from contracts.record_files import SUFFIXES
 from contracts.records import Chain
 from contracts.storage import InputFile
 from synth_model.chain_state import ChainState, finished_chain
@@ -123,51 +124,10 @@ def plan_run(config: SynthesizeConfig, *, runner: str) -> SynthesisRun:
         raise ValueError(
             f"The input holds no text: all of its files are empty ({', '.join(f.url for f in files[:5])})."
         )
-    if config.engine.kind != "fake" and runner in LOCAL_RUNNERS:
-        _check_local_engine(config.engine)
+    check_engine(config.engine, runner=runner)
     model_id = identify_model(config.engine)
     inputs = {file.url: f"{file.size_bytes} bytes, {file.version}" for file in files}
     return SynthesisRun(files=tuple(files), model_id=model_id, inputs={**inputs, "model": model_id})
-
-
-def _check_local_engine(engine: EngineConfig) -> None:
-    """With a local runner the worker is this machine, so a missing device or model can be told at once."""
-    if engine.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise ValueError(
-                "engine.device is 'cuda', but no CUDA device is available to PyTorch on this machine. "
-                "Use 'cpu' or 'auto', or run where there is a GPU."
-            )
-    from synth_model.prompt_tokenizer import ModelTokenizer
-
-    ModelTokenizer(engine.model, trust_remote_code=engine.trust_remote_code)
-
-
-_SAMPLE_BYTES = 1 << 16
-_NUM_SAMPLES = 16
-
-
-def identify_model(engine: EngineConfig) -> str:
-    """The model's name and, for a folder, a hash over its small files and samples of its weights.
-
-    Reads at most 1 MiB of each file, so that models of any size are identified at once.
-    """
-    if engine.kind == "fake" or not storage.is_folder(engine.model):
-        return engine.model_id
-    digest = hashlib.sha256()
-    for url in storage.list_files(engine.model):
-        name = url.rsplit("/", 1)[-1]
-        if not name.endswith((".json", ".jinja", ".safetensors", ".model")):
-            continue
-        with storage.open_input(url) as file:
-            size = file.seek(0, 2)
-            digest.update(f"{name}:{size}".encode())
-            for sample in range(_NUM_SAMPLES):
-                file.seek(max(0, size - _SAMPLE_BYTES) * sample // (_NUM_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE_BYTES))
-    return f"{engine.model.rstrip('/').rsplit('/', 1)[-1]}@{digest.hexdigest()[:16]}"
 
 
 def build_pipeline(pipeline: beam.Pipeline, config: SynthesizeConfig, run: SynthesisRun) -> None:
@@ -210,7 +170,6 @@ def build_pipeline(pipeline: beam.Pipeline, config: SynthesizeConfig, run: Synth
             engine=config.engine,
             synthesizer=config.synthesizer,
             sampling=config.sampling,
-            model_id=run.model_id,
             gates=config.gates,
             model_handler=model_handler,
             journal=earlier,

@@ -1,7 +1,7 @@
-"""Manifests: how the two artifacts, augmented corpus and shards, describe themselves.
+"""Manifests: how the artifacts (augmented corpus, instruction corpus, shards) describe themselves.
 
-Every number in a manifest is counted from what was written, and `AugmentedCorpusManifest.check` and
-`ShardManifest.check` hold the sums against each other, so that nothing can disappear silently.
+Every number in a manifest is counted from what was written, and the ``check`` of each manifest holds the sums against
+each other, so that nothing can disappear silently.
 """
 
 from __future__ import annotations
@@ -105,6 +105,49 @@ class AugmentedCorpusManifest:
             raise ValueError(
                 f"The files hold {num_chains} chains and {num_rejects} rejects, the accounts say "
                 f"{self.num_chains} and {expected}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InstructionCorpusManifest:
+    """What a corpus of self-made instructions holds and how it was made.
+
+    Args:
+        model_id: The model that wrote instructions and responses.
+        num_draws: Instructions asked for.
+        num_instructions: Of those, how many stand in the corpus, each with its response.
+        rejected_by_reason: The others, by ``stage/reason``.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    model_id: str
+    num_draws: int
+    num_instructions: int
+    rejected_by_reason: Mapping[str, int]
+    parts: tuple[FileEntry, ...]
+    rejects: tuple[FileEntry, ...]
+    inputs: Mapping[str, str]
+    config: Mapping[str, Any]
+    fingerprint: str = ""
+
+    def check(self) -> None:
+        """Holds the sums against each other.
+
+        Raises:
+            ValueError: They differ, so the artifact must not be completed.
+        """
+        num_rejected = sum(self.rejected_by_reason.values())
+        if self.num_instructions + num_rejected != self.num_draws:
+            raise ValueError(
+                f"The accounts do not add up: {self.num_draws} instructions were asked for, but "
+                f"{self.num_instructions} kept + {num_rejected} rejected ({dict(self.rejected_by_reason)}) came out. "
+                "The output is not marked as completed."
+            )
+        num_written = sum(entry.num_rows for entry in self.parts), sum(entry.num_rows for entry in self.rejects)
+        if num_written != (self.num_instructions, num_rejected):
+            raise ValueError(
+                f"The files hold {num_written[0]} instructions and {num_written[1]} rejects, the accounts say "
+                f"{self.num_instructions} and {num_rejected}."
             )
 
 
@@ -216,10 +259,10 @@ class ShardManifest:
                 raise ValueError(f"{entry.path}: rows by component do not sum to its {entry.num_rows} rows.")
 
 
-_Manifest = TypeVar("_Manifest", AugmentedCorpusManifest, ShardManifest)
+_Manifest = TypeVar("_Manifest", AugmentedCorpusManifest, InstructionCorpusManifest, ShardManifest)
 
 
-def manifest_fingerprint(manifest: AugmentedCorpusManifest | ShardManifest) -> str:
+def manifest_fingerprint(manifest: AugmentedCorpusManifest | InstructionCorpusManifest | ShardManifest) -> str:
     """The hash of everything in a manifest that is not a location.
 
     Input names and the config's locations are left out, so that the same data packed in another folder or on another
@@ -270,6 +313,24 @@ def read_augmented_corpus_manifest(folder: str) -> AugmentedCorpusManifest:
             **{
                 **raw,
                 "accounts": DocumentAccounts(**raw["accounts"]),
+                "parts": tuple(FileEntry(**entry) for entry in raw["parts"]),
+                "rejects": tuple(FileEntry(**entry) for entry in raw["rejects"]),
+            }
+        )
+    return _verified(folder, manifest)
+
+
+def read_instruction_corpus_manifest(folder: str) -> InstructionCorpusManifest:
+    """Reads the manifest of a completed corpus of self-made instructions.
+
+    Raises:
+        ValueError: Not completed, of another schema version, damaged, or changed after completion.
+    """
+    raw = _read_manifest(folder, required="num_draws")
+    with _naming_damage(folder):
+        manifest = InstructionCorpusManifest(
+            **{
+                **raw,
                 "parts": tuple(FileEntry(**entry) for entry in raw["parts"]),
                 "rejects": tuple(FileEntry(**entry) for entry in raw["rejects"]),
             }

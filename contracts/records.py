@@ -77,6 +77,23 @@ class Reject:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GeneralInstruction:
+    """An instruction that is about no text, with the response to it: one row of an instruction corpus.
+
+    Args:
+        id: Unique in a corpus.
+        instruction: Not empty.
+        response: Not empty.
+        model_id: The model that wrote both.
+    """
+
+    id: str
+    instruction: str
+    response: str
+    model_id: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RenderedText:
     """A training text of one mixture component.
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from contracts.records import Chain, Document, Example, InstructionPair, PackedRow, Reject
+from contracts.records import Chain, Document, Example, GeneralInstruction, InstructionPair, PackedRow, Reject
 
 _PAIR = pa.struct([pa.field("instruction", pa.string(), False), pa.field("response", pa.string(), False)])
 _DOCUMENT = pa.struct(
@@ -42,6 +42,7 @@ CHAIN_SCHEMA = pa.schema(
         pa.field("synthesizer_id", pa.string(), False),
     ]
 )
+INSTRUCTION_SCHEMA = pa.schema([pa.field(field.name, pa.string(), False) for field in fields(GeneralInstruction)])
 REJECT_SCHEMA = pa.schema([pa.field(field.name, pa.string(), False) for field in fields(Reject)])
 
 
@@ -68,6 +69,11 @@ def chain_from_row(row: Mapping[str, Any]) -> Chain:
         ),
         synthesizer_id=row["synthesizer_id"],
     )
+
+
+def instructions_to_table(instructions: Iterable[GeneralInstruction]) -> pa.Table:
+    """Instructions as a table of `INSTRUCTION_SCHEMA`, one a row, in the given order."""
+    return pa.Table.from_pylist([asdict(instruction) for instruction in instructions], schema=INSTRUCTION_SCHEMA)
 
 
 def rejects_to_table(rejects: Iterable[Reject]) -> pa.Table:

@@ -98,7 +98,9 @@ def find_input_files(patterns: Sequence[str], *, suffixes: Sequence[str]) -> lis
         for name in names:
             info = fs.info(name)
             url = name if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(name)
-            version = next((str(info[key]) for key in ("ETag", "etag", "mtime", "created") if info.get(key)), "")
+            version = next(
+                (str(info[key]) for key in ("ETag", "etag", "blob_id", "mtime", "created") if info.get(key)), ""
+            )
             found[url] = InputFile(url=url, size_bytes=int(info.get("size") or 0), version=version)
     return [found[url] for url in sorted(found)]
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
+from contracts.seeding import stable_hash
 from contracts.storage import json_sha256
 
 
@@ -25,11 +26,13 @@ class Prompt:
         text: The whole prompt, special tokens included; empty for a conversation.
         messages: The conversation; empty for a string.
         response_prefix: How the model's turn begins, behind a conversation; not repeated in the completion.
+        draw: Which of several completions of the same words is meant; with a temperature, each draw has its own.
     """
 
     text: str = ""
     messages: tuple[ChatMessage, ...] = ()
     response_prefix: str = ""
+    draw: int = 0
 
     def __post_init__(self) -> None:
         assert bool(self.text) != bool(self.messages), "a prompt is a string or a conversation"
@@ -43,16 +46,26 @@ class Sampling:
         max_new_tokens: Longest completion, in tokens.
         frequency_penalty: Subtracted from the logit of a token for each time the completion holds it already; the
             prompt does not count. 0 is off.
+        temperature: Logits are divided by it before a token is drawn; 0 takes the most probable token, without a draw.
+        top_p: A token is drawn from the most probable ones that together reach this probability; 1 is all of them.
+        seed: Another seed draws other tokens; see `prompt_seed`.
     """
 
     max_new_tokens: int = 256
     frequency_penalty: float = 0.0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
         if not -2.0 <= self.frequency_penalty <= 2.0:
             raise ValueError(f"frequency_penalty is {self.frequency_penalty}; it must be from -2 to 2.")
+        if not 0.0 <= self.temperature <= 2.0:
+            raise ValueError(f"temperature is {self.temperature}; it must be from 0 (greedy) to 2.")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +102,13 @@ class PromptTokenizer(Protocol):
     def count_text(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each plain text, without special tokens."""
 
+    def user_turn_start(self) -> str:
+        """A conversation up to where the user's first words stand: what a model continues with a user's words.
+
+        Raises:
+            ValueError: The model knows no conversations.
+        """
+
 
 class Engine(Protocol):
     """A loaded model that completes prompts."""
@@ -100,3 +120,11 @@ class Engine(Protocol):
 def completion_key(prompt: Prompt, *, model_id: str, sampling: Sampling) -> str:
     """The identity of a completion: a hash of model, sampling and prompt (64 hexadecimal characters)."""
     return json_sha256({"model": model_id, "sampling": asdict(sampling), "prompt": asdict(prompt)})
+
+
+def prompt_seed(prompt: Prompt, *, sampling: Sampling) -> int:
+    """The seed, 63 bits, of all draws for a prompt: a hash of the sampling's seed and the prompt.
+
+    It depends on nothing else, so that a completion is the same in whatever batch and order its prompt comes.
+    """
+    return stable_hash(sampling.seed, "prompt", json_sha256(asdict(prompt))) >> 1

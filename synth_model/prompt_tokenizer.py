@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from synth_model.generation import Prompt
+from synth_model.generation import ChatMessage, Prompt
+
+# Stands for the user's words when a chat template is asked what stands before them.
+_USER_WORDS = "6f1c0d0e-the-words-of-the-user"
 
 
 class ModelTokenizer:
@@ -50,6 +53,28 @@ class ModelTokenizer:
         """
         if prompt.text:
             return prompt.text
+        return self._apply_chat_template(prompt.messages, add_generation_prompt=True) + prompt.response_prefix
+
+    def user_turn_start(self) -> str:
+        """What the chat template puts before the user's first words, the model's own system turn included.
+
+        A space at the end is left out: tokenizers join it to the word that follows.
+
+        Raises:
+            ValueError: The model has no chat template, or one that does not show the user's words.
+        """
+        rendered = self._apply_chat_template(
+            (ChatMessage(role="user", content=_USER_WORDS),), add_generation_prompt=False
+        )
+        start, found, _ = rendered.partition(_USER_WORDS)
+        if not found or not start.strip():
+            raise ValueError(
+                f"The chat template of {self._name_or_path!r} does not mark where the user's words begin; "
+                "use an instruct model with another one."
+            )
+        return start.rstrip(" ")
+
+    def _apply_chat_template(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool) -> str:
         from jinja2 import TemplateError
 
         if not self.tokenizer.chat_template:
@@ -57,14 +82,16 @@ class ModelTokenizer:
                 f"The tokenizer of {self._name_or_path!r} has no chat template; "
                 "use an instruct model, or the wire-format synthesizer."
             )
-        messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
+        turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            rendered: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            rendered: str = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
         except TemplateError as error:
             raise ValueError(
                 f"The chat template of {self._name_or_path!r} refuses the conversation: {_first_line(error)}"
             ) from error
-        return rendered + prompt.response_prefix
+        return rendered
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Token ids of each prompt, nothing added.

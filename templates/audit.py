@@ -45,6 +45,10 @@ _CHAIN_OF_THOUGHT = InstructionPair(
     instruction="How many legs do the frogs have together?\nLet's think step by step.",
     response="There are two frogs, and a frog has four legs.\nTherefore, the answer is 8",
 )
+_MULTIPLE_CHOICE_CHAIN_OF_THOUGHT = InstructionPair(
+    instruction=_MULTIPLE_CHOICE.instruction + "\nLet's think step by step.",
+    response="The heron hunts at dawn, and the text has only one animal at rest.\nTherefore, the answer is The newt",
+)
 
 _NUM_OPTIONS = 4
 _OPTION_ORDERS = list(permutations(range(_NUM_OPTIONS)))
@@ -53,7 +57,11 @@ SHAPES: Mapping[str, tuple[tuple[InstructionPair, ...], ...]] = {
     "free form": ((_FREE_FORM, _FREE_FORM), (_FREE_FORM, _FREE_FORM)),
     "multiple choice": ((_MULTIPLE_CHOICE, _MULTIPLE_CHOICE), (_MULTIPLE_CHOICE, _MULTIPLE_CHOICE)),
     "chain of thought": ((_CHAIN_OF_THOUGHT, _CHAIN_OF_THOUGHT), (_CHAIN_OF_THOUGHT, _CHAIN_OF_THOUGHT)),
-    "every kind": ((_MULTIPLE_CHOICE, _FREE_FORM, _CHAIN_OF_THOUGHT), (_FREE_FORM, _CHAIN_OF_THOUGHT)),
+    "choice + thought": ((_MULTIPLE_CHOICE_CHAIN_OF_THOUGHT, _MULTIPLE_CHOICE_CHAIN_OF_THOUGHT),) * 2,
+    "every kind": (
+        (_MULTIPLE_CHOICE, _FREE_FORM, _CHAIN_OF_THOUGHT),
+        (_FREE_FORM, _MULTIPLE_CHOICE_CHAIN_OF_THOUGHT),
+    ),
     "one pair": ((_FREE_FORM,),),
 }
 """The pairs of each example of the chains that are audited."""
@@ -172,7 +180,7 @@ def _audit_shape(shape: str, *, num_draws: int, seed: int, config: TemplateConfi
     for index in range(num_draws):
         _, style = render_with_style(_chain(shape, chain_id=f"{shape}-{index}"), seed=seed, config=config)
         drawn.append(style.choices)
-        if shape == "multiple choice":
+        if shape in ("multiple choice", "choice + thought"):
             orders.append((_option_order(style, pair_index=0), _option_order(style, pair_index=1)))
 
     choices = {

@@ -63,7 +63,11 @@ SECTIONS: Mapping[str, Section] = {
     "free_form": Section(file="pairs.yaml", parts={ONLY: Fields(required=("question", "response"))}),
     "multiple_choice": Section(file="pairs.yaml", parts={ONLY: Fields(required=("question", "options", "answer"))}),
     "chain_of_thought": Section(
-        file="pairs.yaml", parts={ONLY: Fields(required=("question", "response"), optional=("conclusion",))}
+        file="reasoning.yaml", parts={ONLY: Fields(required=("question", "response"), optional=("conclusion",))}
+    ),
+    "multiple_choice_chain_of_thought": Section(
+        file="reasoning.yaml",
+        parts={ONLY: Fields(required=("question", "options", "cue", "response"), optional=("answer",))},
     ),
     # How the options of a multiple-choice question look.
     "option_styles": Section(
@@ -83,6 +87,25 @@ SECTIONS: Mapping[str, Section] = {
             "response": Fields(required=("number", "response")),
             "between": Fields(),
             "whole": Fields(required=("questions", "responses"), ordered=True),
+        },
+    ),
+    "inline_few_shot": Section(
+        file="inline_few_shot.yaml",
+        parts={
+            "example": Fields(required=("question", "response"), ordered=True),
+            "between": Fields(),
+            "posed": Fields(required=("question", "response"), ordered=True),
+            "whole": Fields(required=("examples", "posed"), ordered=True),
+        },
+    ),
+    "next_turn": Section(
+        file="next_turn.yaml",
+        parts={
+            "text_first": _TEXT_FIRST,
+            "pairs_first": _PAIRS_FIRST,
+            "first": Fields(required=("question", "response"), ordered=True),
+            "next": Fields(required=("question", "response"), ordered=True),
+            "between": Fields(),
         },
     ),
     "dialogue_speakers": Section(file="dialogue.yaml", parts={"asks": Fields(), "replies": Fields()}),

@@ -14,14 +14,18 @@ class FamilyWeights:
     """Relative weights of the template families; 0 leaves a family out.
 
     Args:
-        classic: Each pair in a wording of its own kind (free form, multiple choice, chain of thought).
+        classic: Each pair in a wording of its own kind (question and answer, multiple choice, chain of thought, both).
         numbered: All questions of a text as a numbered list, then all responses.
+        inline_few_shot: All pairs of a text but the last as in-line examples, then the last one posed.
+        next_turn: A conversation in which the text is a turn and the pairs are the turns after it.
         dialogue: Two speakers, one asking and one replying.
         plain: Text, questions and responses one after the other, without any wording.
     """
 
     classic: float = 80.0
     numbered: float = 5.0
+    inline_few_shot: float = 5.0
+    next_turn: float = 5.0
     dialogue: float = 5.0
     plain: float = 0.0
 
@@ -49,7 +53,9 @@ class TemplateConfig:
 
     family_weights: FamilyWeights = field(default_factory=FamilyWeights)
     few_pairs_family_weights: FamilyWeights = field(
-        default_factory=lambda: FamilyWeights(classic=95.0, numbered=0.0, dialogue=5.0)
+        default_factory=lambda: FamilyWeights(
+            classic=95.0, numbered=0.0, inline_few_shot=0.0, next_turn=0.0, dialogue=5.0
+        )
     )
     pairs_first_share: float = 0.05
 

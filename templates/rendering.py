@@ -1,17 +1,19 @@
 """Rendering: a chain of examples becomes one training text in one style.
 
-1. Every pair is recognized (`templates.pair_kinds`), and the options of multiple-choice pairs are shuffled.
-2. The chain's family and layout are drawn, and within them wordings, markers and separators (`templates.style`).
+1. The chain's family and layout are drawn, and within them wordings, markers and separators (`templates.style`).
+2. Every pair is recognized (`templates.pair_kinds`), and the options of multiple-choice pairs are shuffled unless their
+   words refer to their order. The plain family takes every pair as it stands.
 3. The family turns the pairs of each example into a block, an opening joins the block with its text, and the examples
    are joined. An example without pairs stands as its raw text.
 
 Texts, questions, options and responses come through character by character. For multiple choice the question and each
-option do, with new labels in a new order. The result depends on the chain, the seed, the config and the bank alone.
+option do, with new labels in a new order, and the answer names its option in the style of the labels, also where a
+chain of thought concludes with it. The result depends on the chain, the seed, the config and the bank alone.
 
 A family is a function in `_FAMILIES` from pairs to block; its wordings stand in the bank, its weight in
 `FamilyWeights`.
 
-Cost: linear in the length of the text, plus about ten short hashes a chain.
+Cost: linear in the length of the text, plus about ten short hashes a chain and one for each pair with options.
 Not done here: tokens, markup of special tokens, end-of-text marks (packing adds those).
 Source: Cheng et al. 2024 (arXiv 2406.14491), section 2: an M-shot example is the concatenation of its examples.
 """
@@ -19,13 +21,21 @@ Source: Cheng et al. 2024 (arXiv 2406.14491), section 2: an M-shot example is th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 from contracts.records import Chain, Document, Example, InstructionPair, RenderedText
-from templates.bank import load_bank
+from templates.bank import ONLY, load_bank
 from templates.config import DEFAULT_CONFIG, FamilyWeights, TemplateConfig
 from templates.option_labels import option_labels
-from templates.pair_kinds import ChainOfThought, FreeForm, MultipleChoice, PairKind, recognize_pair
+from templates.pair_kinds import (
+    CONCLUSION_MARK,
+    REASONING_CUE,
+    ChainOfThought,
+    FreeForm,
+    MultipleChoice,
+    PairKind,
+    recognize_pair,
+)
 from templates.patterns import parse_pattern
 from templates.style import Style
 
@@ -95,10 +105,10 @@ def render_with_style(chain: Chain, *, seed: int, config: TemplateConfig) -> tup
         raise ValueError(f"The chain {chain.chain_id!r} has no example; it must have at least one.")
     style = Style(load_bank(), seed=seed, chain_id=chain.chain_id)
     if any(example.pairs for example in chain.examples):
-        family = _FAMILIES[style.weighted("family", asdict(_family_weights(chain, config)))]
+        family = _FAMILIES[style.weighted("family", vars(_family_weights(chain, config)))]
         layout = style.weighted("layout", layout_weights(config))
         texts = [
-            _render_example(example, index, family=family, opening=family.openings[layout], style=style)
+            _render_example(example, index, family=family, layout=layout, style=style)
             for index, example in enumerate(chain.examples)
         ]
     else:
@@ -119,26 +129,36 @@ def _family_weights(chain: Chain, config: TemplateConfig) -> FamilyWeights:
     return config.few_pairs_family_weights
 
 
-def _render_example(example: Example, example_index: int, *, family: _Family, opening: str, style: Style) -> str:
+def _render_example(example: Example, example_index: int, *, family: _Family, layout: str, style: Style) -> str:
     if not example.pairs:
         return example.document.text
-    pairs = []
+    pairs: list[PairKind] = []
     for pair_index, pair in enumerate(example.pairs):
+        if family.takes_pairs_as_they_stand:
+            pairs.append(FreeForm(question=pair.instruction, response=pair.response))
+            continue
         recognized = recognize_pair(pair)
-        if isinstance(recognized, MultipleChoice):
+        if isinstance(recognized, MultipleChoice) and not recognized.keeps_order:
             num_options = len(recognized.options)
             order = style.option_order(num_options, example_index=example_index, pair_index=pair_index)
             recognized = recognized.reordered(order)
         pairs.append(recognized)
-    return style.wording(opening).fill(text=example.document.text, pairs=family.render_pairs(pairs, style))
+    section, part = family.openings[layout]
+    opening = style.entry(section)[part]
+    return opening.fill(text=example.document.text, pairs=family.render_pairs(pairs, style))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Family:
-    """How the pairs of one text become a block, and the sections with the openings for each layout."""
+    """How the pairs of one text become a block, and where in the bank the opening of each layout stands.
+
+    ``openings`` gives section and part by layout. ``takes_pairs_as_they_stand`` leaves the kind of a pair aside: all
+    are free form.
+    """
 
     render_pairs: Callable[[Sequence[PairKind], Style], str]
-    openings: Mapping[str, str]
+    openings: Mapping[str, tuple[str, str]]
+    takes_pairs_as_they_stand: bool = False
 
 
 def _render_classic(pairs: Sequence[PairKind], style: Style) -> str:
@@ -155,7 +175,15 @@ def _render_classic_pair(pair: PairKind, style: Style) -> str:
             )
         case MultipleChoice():
             options, answer = _render_options(pair, style)
-            return style.wording("multiple_choice").fill(question=pair.question, options=options, answer=answer)
+            if pair.reasoning is None:
+                return style.wording("multiple_choice").fill(question=pair.question, options=options, answer=answer)
+            return style.wording("multiple_choice_chain_of_thought").fill(
+                question=pair.question,
+                options=options,
+                cue=REASONING_CUE.strip(),
+                response=pair.reasoning + CONCLUSION_MARK + answer,
+                answer=answer,
+            )
 
 
 def _render_numbered(pairs: Sequence[PairKind], style: Style) -> str:
@@ -167,6 +195,25 @@ def _render_numbered(pairs: Sequence[PairKind], style: Style) -> str:
         responses.append(entry["response"].fill(number=str(number), response=response))
     between = entry["between"].fill()
     return entry["whole"].fill(questions=between.join(questions), responses=between.join(responses))
+
+
+def _render_inline_few_shot(pairs: Sequence[PairKind], style: Style) -> str:
+    entry = style.entry("inline_few_shot")
+    *examples, posed = (_question_and_response(pair, style) for pair in pairs)
+    posed_text = entry["posed"].fill(question=posed[0], response=posed[1])
+    if not examples:
+        return posed_text
+    example_texts = [entry["example"].fill(question=question, response=response) for question, response in examples]
+    return entry["whole"].fill(examples=entry["between"].fill().join(example_texts), posed=posed_text)
+
+
+def _render_next_turn(pairs: Sequence[PairKind], style: Style) -> str:
+    entry = style.entry("next_turn")
+    turns = []
+    for index, pair in enumerate(pairs):
+        question, response = _question_and_response(pair, style)
+        turns.append(entry["next" if index else "first"].fill(question=question, response=response))
+    return entry["between"].fill().join(turns)
 
 
 def _render_dialogue(pairs: Sequence[PairKind], style: Style) -> str:
@@ -185,18 +232,24 @@ def _render_plain(pairs: Sequence[PairKind], style: Style) -> str:
     return separator.join(_PLAIN_PAIR.fill(question=question, response=response) for question, response in sides)
 
 
-_QUESTION_OPENINGS = {"text_first": "text_first", "pairs_first": "pairs_first"}
+_QUESTION_OPENINGS = {"text_first": ("text_first", ONLY), "pairs_first": ("pairs_first", ONLY)}
 
 _FAMILIES: Mapping[str, _Family] = {
     "classic": _Family(render_pairs=_render_classic, openings=_QUESTION_OPENINGS),
     "numbered": _Family(render_pairs=_render_numbered, openings=_QUESTION_OPENINGS),
+    "inline_few_shot": _Family(render_pairs=_render_inline_few_shot, openings=_QUESTION_OPENINGS),
+    "next_turn": _Family(
+        render_pairs=_render_next_turn,
+        openings={"text_first": ("next_turn", "text_first"), "pairs_first": ("next_turn", "pairs_first")},
+    ),
     "dialogue": _Family(
         render_pairs=_render_dialogue,
-        openings={"text_first": "dialogue_text_first", "pairs_first": "dialogue_pairs_first"},
+        openings={"text_first": ("dialogue_text_first", ONLY), "pairs_first": ("dialogue_pairs_first", ONLY)},
     ),
     "plain": _Family(
         render_pairs=_render_plain,
-        openings={"text_first": "plain_text_first", "pairs_first": "plain_pairs_first"},
+        openings={"text_first": ("plain_text_first", ONLY), "pairs_first": ("plain_pairs_first", ONLY)},
+        takes_pairs_as_they_stand=True,
     ),
 }
 # Both name the families, one for users, one for rendering; the order gives the numbers of the family choice.
@@ -208,7 +261,10 @@ def _question_and_response(pair: PairKind, style: Style) -> tuple[str, str]:
     if not isinstance(pair, MultipleChoice):
         return pair.question, pair.response
     options, answer = _render_options(pair, style)
-    return style.wording("option_lists").fill(question=pair.question, options=options), answer
+    question = style.wording("option_lists").fill(question=pair.question, options=options)
+    if pair.reasoning is None:
+        return question, answer
+    return question + REASONING_CUE, pair.reasoning + CONCLUSION_MARK + answer
 
 
 def _render_options(pair: MultipleChoice, style: Style) -> tuple[str, str]:

@@ -5,8 +5,8 @@ text in one style. Its number comes from `hash_fraction` of the seed, the chain 
 choices share no randomness, hence no two of them move together, and asking in another order changes nothing. One
 generator, or one seed, for several choices would tie them to each other and leave most combinations unreachable.
 
-Cost: one short hash a choice. Source of the requirement, diverse templates: Cheng et al. 2024 (arXiv 2406.14491),
-section 2.
+Cost: one short hash a choice, and one for the order of up to nine options. Source of the requirement, diverse
+templates: Cheng et al. 2024 (arXiv 2406.14491), section 2.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from templates.patterns import Pattern
 # Keeps these draws apart from any other that takes the same seed and chain.
 _STREAM = "templates"
 
+# The places of so many steps of a shuffle come from one hash of 64 bits, far more than they need: hashing each is slow.
+_STEPS_A_HASH = 8
+
 
 class Style:
     """The choices of one chain.
@@ -36,19 +39,19 @@ class Style:
             choice the index of the name chosen.
     """
 
-    __slots__ = ("_bank", "_chain_id", "_seed", "choices")
+    __slots__ = ("_bank", "_chain_seed", "choices")
 
     def __init__(self, bank: Bank, *, seed: int, chain_id: str) -> None:
         self._bank = bank
-        self._seed = seed
-        self._chain_id = chain_id
+        # Hashed once, so that each choice hashes its own name alone.
+        self._chain_seed = stable_hash(seed, _STREAM, chain_id)
         self.choices: dict[str, int] = {}
 
     def entry(self, section: str) -> Entry:
         """The chain's entry of a section of the bank; all entries are equally likely."""
         entries = self._bank[section]
         if section not in self.choices:
-            fraction = hash_fraction(self._seed, _STREAM, self._chain_id, section)
+            fraction = hash_fraction(self._chain_seed, section)
             self.choices[section] = int(fraction * len(entries))
         return entries[self.choices[section]]
 
@@ -60,7 +63,7 @@ class Style:
         """The chain's choice of a name by weight; a weight of 0 is never chosen."""
         assert name not in self.choices, name
         bounds = list(accumulate(weights.values()))
-        point = hash_fraction(self._seed, _STREAM, self._chain_id, name) * bounds[-1]
+        point = hash_fraction(self._chain_seed, name) * bounds[-1]
         # Rounding may take the point up to the last bound, which belongs to the last weight above 0.
         index = min(bisect_right(bounds, point), bounds.index(bounds[-1]))
         self.choices[name] = index
@@ -72,5 +75,12 @@ class Style:
         Returns:
             A permutation of ``range(num_options)``, each equally likely.
         """
-        names = (_STREAM, self._chain_id, "option_order", example_index, pair_index)
-        return sorted(range(num_options), key=lambda index: stable_hash(self._seed, *names, index))
+        order = list(range(num_options))
+        # Fisher-Yates; a hash is read as a number whose digits are the places.
+        number = 0
+        for step, last in enumerate(range(num_options - 1, 0, -1)):
+            if step % _STEPS_A_HASH == 0:
+                number = stable_hash(self._chain_seed, "option_order", example_index, pair_index, step)
+            number, place = divmod(number, last + 1)
+            order[last], order[place] = order[place], order[last]
+        return order

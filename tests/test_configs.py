@@ -5,9 +5,14 @@ import yaml
 
 from beam_pipelines.command_line import parse_command
 from beam_pipelines.commands import run_command
+from beam_pipelines.mine import MineConfig
 from beam_pipelines.pack import PackConfig
+from beam_pipelines.self_instruct import SelfInstructConfig
 from beam_pipelines.synthesize import SynthesizeConfig
+from synth_model.__main__ import main as run_synth_model
+from synth_model.command_line import parse_config as parse_synth_model_config
 from synth_model.synthesizer import make_synthesizer
+from synth_model.tasks import TasksConfig
 from tests.conftest import REPOSITORY
 from trainer import pretrain
 from trainer.config import PretrainConfig, parse_config
@@ -16,18 +21,31 @@ CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 IDS = [str(path.relative_to(REPOSITORY / "configs")) for path in CONFIGS]
 
 
+def command_of(path):
+    return path.parent.name.replace("_", "-")
+
+
 def load(path, *overrides):
     arguments = ["--config", str(path), *overrides]
     if path.parent.name == "pretrain":
         return parse_config(PretrainConfig, arguments=arguments, program="pretrain")
-    config_class = {"synthesize": SynthesizeConfig, "pack": PackConfig}[path.parent.name]
-    return parse_command(config_class, command=path.parent.name, description="", arguments=arguments)[0]
+    if path.parent.name == "tasks":
+        return parse_synth_model_config(TasksConfig, arguments=arguments, command="tasks")
+    config_class = {
+        "synthesize": SynthesizeConfig,
+        "mine": MineConfig,
+        "self_instruct": SelfInstructConfig,
+        "pack": PackConfig,
+    }[path.parent.name]
+    return parse_command(config_class, command=command_of(path), description="", arguments=arguments)[0]
 
 
 def run(path, *overrides):
     """The exit status of the command itself."""
     arguments = ["--config", str(path), *overrides]
-    return pretrain.main(arguments) if path.parent.name == "pretrain" else run_command([path.parent.name, *arguments])
+    if path.parent.name == "tasks":
+        return run_synth_model(["tasks", *arguments])
+    return pretrain.main(arguments) if path.parent.name == "pretrain" else run_command([command_of(path), *arguments])
 
 
 def as_written(config, key):
@@ -73,10 +91,16 @@ def test_an_unknown_key_is_refused(path, tmp_path, capsys):
     assert exit_of_command.value.code == 2
 
 
-NESTED = {"synthesize": "engine", "pack": "templates", "pretrain": "optimizer"}
+NESTED = {
+    "synthesize": "engine",
+    "mine": "keywords",
+    "self_instruct": "filters",
+    "pack": "templates",
+    "pretrain": "optimizer",
+}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=IDS)
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.parent.name in NESTED])
 def test_an_unknown_key_further_down_is_refused(path, tmp_path, capsys):
     content = yaml.safe_load(path.read_text("utf-8"))
     section = NESTED[path.parent.name]
@@ -98,4 +122,4 @@ def test_an_override_wins_over_the_file():
 
 
 def test_every_command_has_a_config():
-    assert {path.parent.name for path in CONFIGS} == set(NESTED)
+    assert {path.parent.name for path in CONFIGS} == {*NESTED, "tasks"}

@@ -1,4 +1,4 @@
-"""`FormChains`: see `beam_pipelines.chain_assignment`."""
+"""`FormChains`: see `synth_model.chain_assignment`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import apache_beam as beam
 from apache_beam.pvalue import AsDict, TaggedOutput
 
-from beam_pipelines.chain_assignment import bucket_of, form_chains, num_buckets
 from contracts.records import Document
+from synth_model.chain_assignment import bucket_of, form_chains, num_buckets
 from synth_model.chain_state import ChainState
 
 STATES, REJECTS = "states", "rejects"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
 
-from beam_pipelines.record_reading import FieldNames, Record, document_from_record
+from beam_pipelines.record_reading import FieldNames, document_from_record
+from contracts.record_files import Record
 from contracts.records import Document, Reject
 
 DOCUMENTS, REJECTS = "documents", "rejects"

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 from apache_beam.pvalue import TaggedOutput
 
 from beam_pipelines.mixing import ComponentConfig
-from beam_pipelines.record_reading import FieldNames, Record, document_from_record, pair_from_record
+from beam_pipelines.record_reading import FieldNames, document_from_record, pair_from_record
 from beam_pipelines.transforms.read_records import ReadRecords
+from contracts.record_files import Record
 from contracts.records import Chain, Reject, RenderedText
 from contracts.schemas import chain_from_row
 from contracts.storage import InputFile, open_input

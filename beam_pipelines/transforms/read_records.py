@@ -1,4 +1,4 @@
-"""`ReadRecords`: see `beam_pipelines.record_reading`."""
+"""`ReadRecords`: see `contracts.record_files`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
 
-from beam_pipelines.record_reading import Record, read_records
+from contracts.record_files import Record, read_records
 from contracts.records import Reject
 from contracts.storage import InputFile
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import apache_beam as beam
 
-from beam_pipelines.accounting import ChainsReport, report_chains
-from beam_pipelines.parquet_files import part_name, write_parquet
+from contracts.accounting import ChainsReport, report_chains
+from contracts.parquet_files import part_name, write_parquet
 from contracts.records import Chain
 from contracts.schemas import chains_to_table
 from contracts.seeding import stable_hash

@@ -7,8 +7,8 @@ from dataclasses import astuple, dataclass
 
 import apache_beam as beam
 
-from beam_pipelines.accounting import RejectsReport, report_rejects
-from beam_pipelines.parquet_files import part_name, write_parquet
+from contracts.accounting import RejectsReport, report_rejects
+from contracts.parquet_files import part_name, write_parquet
 from contracts.records import Reject
 from contracts.schemas import rejects_to_table
 from contracts.seeding import stable_hash

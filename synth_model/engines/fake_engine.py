@@ -1,7 +1,8 @@
 """A deterministic engine without a model: for tests, rehearsals of large jobs, and measuring everything else.
 
 It writes pairs about the words of the prompt, in the wire format for a string and as labelled lines for a
-conversation. What it answers depends on the prompt and its options alone, never on the batch or the order.
+conversation, and an instruction behind the start of a user's turn. What it answers depends on the prompt, its options
+and, with a temperature, the prompt's own seed, never on the batch or the order.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from contracts.seeding import hash_fraction, rng
-from synth_model.generation import Completion, Failure, Outcome, Prompt, Sampling
+from synth_model.generation import Completion, Failure, Outcome, Prompt, Sampling, prompt_seed
 from synth_model.markup import escape
 from synth_model.wire_format import CONTEXT, END_CONTEXT, MARKUP
 
 _WORD = re.compile(r"\w+|[^\w\s]")
+_USER_TURN = "<|fake_user|>\n"
+_TASKS = ("Explain", "Summarize", "Compare", "Describe", "List", "Rank", "Criticize", "Plan", "Teach me", "Question")
+_SUBJECTS = ("rivers", "bread", "taxes", "poems", "bridges", "chess", "gardens", "engines", "winter", "markets", "bees")
+_READERS = ("a child", "a nurse", "my neighbour", "a beginner", "an expert", "the committee", "a tired reader")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +31,7 @@ class FakeOptions:
     Args:
         seed: Another seed gives other answers.
         max_pairs: A prompt gets from one pair to this many.
-        no_pair_rate: Share of prompts that are answered without a valid pair.
+        no_pair_rate: Share of prompts that are answered without a valid pair, or without an instruction.
         failure_rate: Share of prompts that fail.
         seconds_per_prompt: How long each prompt takes.
         question_label: Begins an instruction in answer to a conversation.
@@ -45,7 +50,7 @@ class FakeOptions:
 class FakeTokenizer:
     """Counts words and punctuation marks; a special token counts as its characters do."""
 
-    special_tokens: tuple[str, ...] = ("<|fake_end|>",)
+    special_tokens: tuple[str, ...] = ("<|fake_end|>", _USER_TURN.strip())
 
     def count(self, prompts: Sequence[Prompt]) -> list[int]:
         """Tokens of each prompt."""
@@ -54,6 +59,10 @@ class FakeTokenizer:
     def count_text(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text."""
         return [len(_WORD.findall(text)) for text in texts]
+
+    def user_turn_start(self) -> str:
+        """What makes the fake engine write an instruction."""
+        return _USER_TURN
 
 
 def _content(prompt: Prompt) -> str:
@@ -79,15 +88,20 @@ class FakeEngine:
         if options.seconds_per_prompt:
             time.sleep(options.seconds_per_prompt)
         content = _content(prompt)
+        # What the answer depends on: with a temperature, each draw of the same words has another one.
+        identity = f"{content}{prompt_seed(prompt, sampling=sampling)}" if sampling.temperature else content
         (num_prompt_tokens,) = self._tokenizer.count([prompt])
         if num_prompt_tokens + sampling.max_new_tokens > self._context_length:
             return Failure(
                 reason="prompt_too_long",
                 detail=f"{num_prompt_tokens} tokens and {sampling.max_new_tokens} new exceed {self._context_length}.",
             )
-        if hash_fraction(options.seed, "failure", content) < options.failure_rate:
+        if hash_fraction(options.seed, "failure", identity) < options.failure_rate:
             return Failure(reason="generation_failed", detail="failure_rate of the fake engine")
-        text = "Nothing to ask." if self._has_no_pair(content) else self._pairs(prompt, content)
+        if prompt.text == _USER_TURN:
+            text = "" if self._has_no_pair(identity) else self._instruction(identity)
+        else:
+            text = "Nothing to ask." if self._has_no_pair(identity) else self._pairs(prompt, content, identity)
         words = _WORD.findall(text)
         is_cut = len(words) > sampling.max_new_tokens
         if is_cut:
@@ -99,11 +113,18 @@ class FakeEngine:
             num_new_tokens=min(len(words), sampling.max_new_tokens),
         )
 
-    def _has_no_pair(self, content: str) -> bool:
-        return hash_fraction(self._options.seed, "no pair", content) < self._options.no_pair_rate
+    def _has_no_pair(self, identity: str) -> bool:
+        return hash_fraction(self._options.seed, "no pair", identity) < self._options.no_pair_rate
 
-    def _pairs(self, prompt: Prompt, content: str) -> str:
-        random = rng(self._options.seed, "pairs", content)
+    def _instruction(self, identity: str) -> str:
+        random = rng(self._options.seed, "instruction", identity)
+        task, subject, other, reader = (
+            words[int(random.integers(len(words)))] for words in (_TASKS, _SUBJECTS, _SUBJECTS, _READERS)
+        )
+        return f"{task} what {subject} and {other} have in common, in words that suit {reader}."
+
+    def _pairs(self, prompt: Prompt, content: str, identity: str) -> str:
+        random = rng(self._options.seed, "pairs", identity)
         subject = (
             content.rpartition(CONTEXT)[2].partition(END_CONTEXT)[0] if prompt.text else prompt.messages[-1].content
         )

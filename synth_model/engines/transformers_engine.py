@@ -1,9 +1,12 @@
-"""Generates with transformers in this process: greedy batches of prompts of similar length.
+"""Generates with transformers in this process, in batches of prompts of similar length.
 
 Prompts are sorted by length and cut into batches bounded by count and by padded tokens, so that short prompts do not
-pay for long ones; a batch is padded on the left and generated greedily. What all prompts of a batch begin with (system
+pay for long ones; a batch is padded on the left. What all prompts of a batch begin with (system
 message, few-shot examples) is computed once and its keys and values are repeated for each of them. A batch that fails
 is tried again prompt by prompt, so that one bad prompt costs itself alone; running out of memory halves it instead.
+
+With a temperature each token is drawn by `synth_model.engines.token_drawing`, from a random stream of the prompt's own,
+so that a completion does not depend on its batch.
 
 Cost: a forward pass over the common prefix, one over the padded rest of the prompts, then one a token for the whole
 batch. Not done here: paged attention, sharing prefixes among some prompts of a batch or between batches.
@@ -14,9 +17,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from synth_model.generation import Completion, Failure, Outcome, Prompt, Sampling
+from contracts.seeding import rng
+from synth_model.engines.token_drawing import draw_tokens
+from synth_model.generation import Completion, Failure, Outcome, Prompt, Sampling, prompt_seed
 from synth_model.prompt_tokenizer import ModelTokenizer
 
 if TYPE_CHECKING:
@@ -51,6 +57,14 @@ def common_prefix_length(prompts: Sequence[list[int]]) -> int:
     # Whatever the least and the greatest in lexicographic order share, everything between them shares.
     limit = min(len(prompt) for prompt in prompts) - 1
     return next((index for index in range(limit) if first[index] != last[index]), limit)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Request:
+    """An encoded prompt and the seed of its draws."""
+
+    ids: list[int]
+    seed: int
 
 
 class TransformersEngine:
@@ -118,11 +132,17 @@ class TransformersEngine:
             max_batch_tokens=self._config.max_batch_tokens,
         ):
             members = [indices[position] for position in batch]
-            completed = self._complete_safely([encoded[index] for index in members], sampling)
+            completed = self._complete_safely(
+                [
+                    _Request(ids=encoded[index], seed=prompt_seed(prompts[index], sampling=sampling))
+                    for index in members
+                ],
+                sampling,
+            )
             outcomes.update(zip(members, completed, strict=True))
         return [outcomes[index] for index in range(len(prompts))]
 
-    def _complete_safely(self, batch: list[list[int]], sampling: Sampling) -> list[Outcome]:
+    def _complete_safely(self, batch: list[_Request], sampling: Sampling) -> list[Outcome]:
         import torch
 
         try:
@@ -132,26 +152,27 @@ class TransformersEngine:
             if self._device == "cuda":
                 torch.cuda.empty_cache()
             if len(batch) == 1:
-                return [Failure(reason="out_of_memory", detail=f"{len(batch[0])} tokens: {error}")]
+                return [Failure(reason="out_of_memory", detail=f"{len(batch[0].ids)} tokens: {error}")]
             half = len(batch) // 2
             return self._complete_safely(batch[:half], sampling) + self._complete_safely(batch[half:], sampling)
         except (RuntimeError, ValueError, IndexError) as error:
             if len(batch) == 1:
                 return [Failure(reason="generation_failed", detail=f"{type(error).__name__}: {error}")]
-            return [outcome for ids in batch for outcome in self._complete_safely([ids], sampling)]
+            return [outcome for request in batch for outcome in self._complete_safely([request], sampling)]
 
-    def _complete(self, batch: list[list[int]], sampling: Sampling) -> list[Outcome]:
+    def _complete(self, batch: list[_Request], sampling: Sampling) -> list[Outcome]:
         import torch
 
         tokenizer = self._tokenizer.tokenizer
         eos_ids = _eos_ids(self._model.generation_config.eos_token_id, tokenizer.eos_token_id)
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (eos_ids or [0])[0]
-        longest = max(len(ids) for ids in batch)
-        num_shared = common_prefix_length(batch) if len(batch) > 1 else 0
+        prompts = [request.ids for request in batch]
+        longest = max(len(ids) for ids in prompts)
+        num_shared = common_prefix_length(prompts) if len(prompts) > 1 else 0
         # Padding stands between the shared prefix and the rest; positions are counted by the attention mask.
-        input_ids = torch.full((len(batch), longest), pad_id, dtype=torch.long)
+        input_ids = torch.full((len(prompts), longest), pad_id, dtype=torch.long)
         attention_mask = torch.zeros_like(input_ids)
-        for row, ids in enumerate(batch):
+        for row, ids in enumerate(prompts):
             own = ids[num_shared:]
             for columns, tokens in ((slice(num_shared), ids[:num_shared]), (slice(longest - len(own), None), own)):
                 input_ids[row, columns] = torch.tensor(tokens, dtype=torch.long)
@@ -167,11 +188,13 @@ class TransformersEngine:
                 top_k=None,
                 eos_token_id=eos_ids or None,
                 pad_token_id=pad_id,
-                past_key_values=self._prefix_cache(batch[0][:num_shared], num_prompts=len(batch)),
-                logits_processor=_logits_processors(sampling, prompt_length=longest),
+                past_key_values=self._prefix_cache(prompts[0][:num_shared], num_prompts=len(prompts)),
+                logits_processor=_logits_processors(
+                    sampling, prompt_length=longest, seeds=[request.seed for request in batch]
+                ),
             )
         outcomes: list[Outcome] = []
-        for ids, row in zip(batch, output[:, longest:].tolist(), strict=True):
+        for ids, row in zip(prompts, output[:, longest:].tolist(), strict=True):
             end = next((position for position, token in enumerate(row) if token in eos_ids), None)
             new_ids = row if end is None else row[:end]
             outcomes.append(
@@ -209,8 +232,10 @@ def _eos_ids(*sources: Any) -> list[int]:
     return ids
 
 
-def _logits_processors(sampling: Sampling, *, prompt_length: int) -> list[Any]:
+def _logits_processors(sampling: Sampling, *, prompt_length: int, seeds: Sequence[int]) -> list[Any]:
     import torch
+
+    processors: list[Any] = []
 
     def subtract_frequency_penalty(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """``input_ids`` (batch, length so far), ``scores`` (batch, vocabulary): lowers what the completion holds."""
@@ -218,7 +243,21 @@ def _logits_processors(sampling: Sampling, *, prompt_length: int) -> list[Any]:
         penalties = torch.full_like(new_ids, sampling.frequency_penalty, dtype=scores.dtype)
         return scores.scatter_add(1, new_ids, -penalties)
 
-    return [subtract_frequency_penalty] if sampling.frequency_penalty else []
+    if sampling.frequency_penalty:
+        processors.append(subtract_frequency_penalty)
+    if sampling.temperature:
+        streams = [rng(seed, "tokens") for seed in seeds]
+
+        def leave_only_the_drawn_token(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            """``scores`` (batch, vocabulary): all but one of each row become impossible, so that greedy takes that."""
+            uniforms = torch.tensor([stream.random() for stream in streams], dtype=torch.float64)
+            tokens = draw_tokens(
+                scores, temperature=sampling.temperature, top_p=sampling.top_p, uniforms=uniforms.to(scores.device)
+            )
+            return torch.full_like(scores, float("-inf")).scatter_(1, tokens, 0.0)
+
+        processors.append(leave_only_the_drawn_token)
+    return processors
 
 
 def _resolve_device(device: str) -> str:

@@ -9,7 +9,8 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from beam_pipelines.record_reading import FieldNames, Record, document_from_record, pair_from_record, read_records
+from beam_pipelines.record_reading import FieldNames, document_from_record, pair_from_record
+from contracts.record_files import Record, read_records
 from contracts.records import Document, Reject
 from contracts.schemas import rejects_to_table
 

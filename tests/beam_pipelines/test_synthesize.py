@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_pipelines import model_handler
-from beam_pipelines.chain_assignment import form_chains
-from beam_pipelines.record_reading import read_records
 from beam_pipelines.status import StatusConfig, describe_status
 from beam_pipelines.status import main as status_main
 from beam_pipelines.synthesize import describe
 from contracts.artifact import completed_fingerprint
+from contracts.record_files import read_records
 from contracts.records import Document
+from synth_model.chain_assignment import form_chains
 from synth_model.engines import load_engine
 from synth_model.generation import Sampling
 from synth_model.pair_gates import PairGateConfig

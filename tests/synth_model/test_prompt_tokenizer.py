@@ -55,6 +55,44 @@ def test_special_tokens_without_a_role_are_known_too(tokenizer):
     assert tokenizer.count_text(list(tokenizer.special_tokens)) == [1] * len(tokenizer.special_tokens)
 
 
+@pytest.mark.parametrize(
+    ("chat_template", "start"),
+    [
+        (tiny_model.CHAT_TEMPLATE, "<|im_start|>user\n"),
+        ("<s>{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}", "<s>[INST]"),
+        (
+            "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>{% endfor %}",
+            "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n",
+        ),
+    ],
+)
+def test_the_start_of_a_users_turn_is_what_stands_before_its_words(tmp_path, chat_template, start):
+    tiny_model.write_tokenizer(str(tmp_path), chat_template=chat_template)
+    tokenizer = ModelTokenizer(str(tmp_path))
+    assert tokenizer.user_turn_start() == start
+    # Whatever the words, a conversation begins like that.
+    for words in ("Why?", "{{ braces }}"):
+        rendered = tokenizer.render(Prompt(messages=(ChatMessage(role="user", content=words),)))
+        assert rendered.startswith(start)
+        assert rendered.removeprefix(start).lstrip(" ").startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "message"),
+    [
+        (None, "has no chat template; use an instruct model"),
+        ("{{ raise_exception('Not today') }}", "refuses the conversation: Not today"),
+        ("Say something.", "does not mark where the user's words begin"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "does not mark where the user's words begin"),
+    ],
+)
+def test_a_template_without_the_start_of_a_users_turn_is_refused(tmp_path, chat_template, message):
+    tiny_model.write_tokenizer(str(tmp_path), chat_template=chat_template)
+    with pytest.raises(ValueError, match=message):
+        ModelTokenizer(str(tmp_path)).user_turn_start()
+
+
 def test_without_a_chat_template_a_conversation_is_refused(tmp_path):
     tiny_model.write_tokenizer(str(tmp_path), chat_template=None)
     tokenizer = ModelTokenizer(str(tmp_path))

@@ -19,6 +19,10 @@ CHAIN_OF_THOUGHT = InstructionPair(
     instruction="How often is the pool flooded in three days?\nLet's think step by step.",
     response="The tide comes in twice a day.\nThree days times two is six.\nTherefore, the answer is six times",
 )
+MULTIPLE_CHOICE_CHAIN_OF_THOUGHT = InstructionPair(
+    instruction="Which rock is oldest?\nOptions:\n- Basalt\n- Granite\n- Chalk\nLet's think step by step.",
+    response="Granite lies under the other two.\nWhat lies deeper was there before.\nTherefore, the answer is Granite",
+)
 TEXTS = (
     "Tide pools fill and empty twice a day. The hermit crab in them carries a snail shell.",
     "Lichens grow a millimetre a year.\n\nSome are older than {any} book; 100% of this text is kept.",
@@ -42,7 +46,13 @@ def make_chain(pairs_of_examples: Sequence[Sequence[InstructionPair]], *, chain_
     )
 
 
-EVERY_KIND = make_chain(((FREE_FORM, MULTIPLE_CHOICE, CHAIN_OF_THOUGHT), (SECOND_FREE_FORM, MULTIPLE_CHOICE), ()))
+EVERY_KIND = make_chain(
+    (
+        (FREE_FORM, MULTIPLE_CHOICE, CHAIN_OF_THOUGHT),
+        (SECOND_FREE_FORM, MULTIPLE_CHOICE_CHAIN_OF_THOUGHT, MULTIPLE_CHOICE),
+        (),
+    )
+)
 TWO_PAIRS_EACH = make_chain(((FREE_FORM, MULTIPLE_CHOICE), (CHAIN_OF_THOUGHT, SECOND_FREE_FORM)))
 ONE_PAIR = make_chain(((FREE_FORM,),))
 NO_PAIRS = make_chain(((), ()))

@@ -11,20 +11,28 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from contracts.records import Chain, Document, Example, InstructionPair
 from templates import FamilyWeights, TemplateConfig, render_chain, render_document, render_instruction
 from templates.bank import load_bank
 from templates.config import DEFAULT_CONFIG
-from templates.option_labels import LABELS
-from templates.pair_kinds import CONCLUSION_MARK, OPTION_MARK, OPTIONS_MARK, REASONING_CUE, FreeForm, recognize_pair
+from templates.option_labels import LABELS, option_labels
+from templates.pair_kinds import (
+    CONCLUSION_MARK,
+    OPTION_MARK,
+    OPTIONS_MARK,
+    REASONING_CUE,
+    MultipleChoice,
+    recognize_pair,
+)
 from templates.rendering import render_with_style
 from tests.templates.example_chains import (
     EVERY_KIND,
     FREE_FORM,
     MULTIPLE_CHOICE,
+    MULTIPLE_CHOICE_CHAIN_OF_THOUGHT,
     NO_PAIRS,
     ONE_PAIR,
     SECOND_FREE_FORM,
@@ -50,6 +58,8 @@ texts = st.one_of(
 )
 contents = texts.filter(str.strip)
 lines = contents.map(lambda text: text.replace("\n", " ")).filter(str.strip)
+option_lists = st.lists(lines.map("the {}".format), min_size=2, max_size=5, unique_by=str.strip)
+kinds = st.sampled_from(["free form", "multiple choice", "chain of thought", "multiple choice, chain of thought"])
 
 
 @dataclass
@@ -73,22 +83,18 @@ def twins(draw: st.DrawFn) -> Twin:
         return f"⟦{len(values) - 1}⟧"
 
     def marked_pair(kind: str) -> InstructionPair:
-        if kind == "multiple choice":
-            options = draw(st.lists(lines, min_size=2, max_size=5, unique_by=str.strip))
-            question = mark(contents)
-            marks = [mark(st.just(option)) for option in options]
-            option_list = "\n".join(OPTION_MARK + option for option in marks)
-            return InstructionPair(
-                instruction=question + OPTIONS_MARK + option_list, response=draw(st.sampled_from(marks))
-            )
-        if kind == "chain of thought":
-            return InstructionPair(
-                instruction=mark(contents) + REASONING_CUE, response=mark(contents) + CONCLUSION_MARK + mark(lines)
-            )
-        question, response = draw(st.tuples(texts, texts).filter(is_free_form))
-        return InstructionPair(instruction=mark(st.just(question)), response=mark(st.just(response)))
+        instruction, answer = mark(contents), None
+        if "choice" in kind:
+            marks = [mark(st.just(option)) for option in draw(option_lists)]
+            instruction += OPTIONS_MARK + "\n".join(OPTION_MARK + option for option in marks)
+            answer = draw(st.sampled_from(marks))
+        if "thought" in kind:
+            instruction += REASONING_CUE
+            response = mark(contents) + CONCLUSION_MARK + (answer or mark(lines))
+        else:
+            response = answer or mark(texts)
+        return InstructionPair(instruction=instruction, response=response)
 
-    kinds = st.sampled_from(["free form", "multiple choice", "chain of thought"])
     marked = Chain(
         chain_id=draw(st.text()),
         source="source",
@@ -116,11 +122,15 @@ def twins(draw: st.DrawFn) -> Twin:
             for example in marked.examples
         ),
     )
+    # Arbitrary text may follow another convention, or refer to its options, and is then another kind of pair.
+    assume(forms(twin.chain) == forms(twin.marked))
     return twin
 
 
-def is_free_form(sides: tuple[str, str]) -> bool:
-    return isinstance(recognize_pair(InstructionPair(instruction=sides[0], response=sides[1])), FreeForm)
+def forms(chain: Chain) -> list[tuple[str, bool]]:
+    """The kind of each pair, and whether its options keep their order."""
+    recognized = [recognize_pair(pair) for example in chain.examples for pair in example.pairs]
+    return [(type(pair).__name__, getattr(pair, "keeps_order", False)) for pair in recognized]
 
 
 @given(twin=twins(), seed=st.integers(), family=st.sampled_from(FAMILIES), layout=st.sampled_from(LAYOUTS))
@@ -142,13 +152,16 @@ def test_every_text_instruction_and_response_is_in_the_result_as_it_was(twin: Tw
     for example in twin.chain.examples:
         assert example.document.text in text
         for pair in example.pairs:
-            assert pair.response in text
-            if isinstance(recognize_pair(pair), FreeForm) or pair.instruction.endswith(REASONING_CUE):
-                assert pair.instruction in text
+            recognized = recognize_pair(pair)
+            if isinstance(recognized, MultipleChoice):
+                assert recognized.question in text
+                assert all(option in text for option in recognized.options)
+                if recognized.reasoning is not None:
+                    assert REASONING_CUE.strip() in text
+                    assert recognized.reasoning + CONCLUSION_MARK in text
             else:
-                question, _, option_list = pair.instruction.rpartition(OPTIONS_MARK)
-                assert question in text
-                assert all(line.removeprefix(OPTION_MARK) in text for line in option_list.split("\n"))
+                assert pair.instruction in text
+                assert pair.response in text
 
 
 @given(twin=twins(), seed=st.integers())
@@ -189,12 +202,75 @@ def test_the_answer_names_the_right_option_in_every_option_style() -> None:
             assert found, (text, pattern)
             label_of[option] = found[0]
         right = label_of["A snail shell"]
-        assert text.endswith(entry["answer"].fill(option="A snail shell", **dict.fromkeys(LABELS, right))), text
+        answer = entry["answer"].fill(option="A snail shell", **dict.fromkeys(LABELS, right))
+        assert text.removesuffix("</answer>").endswith(answer), text
         assert len(set(label_of.values())) == 3 or not set(entry["option"].fields) & set(LABELS)
         styles.add(style.choices["option_styles"])
         places.add(tuple(sorted(label_of, key=text.index)))
     assert len(styles) == len(load_bank()["option_styles"])
     assert len(places) == 6
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "plain"])
+def test_a_chain_of_thought_concludes_with_its_option(family: str) -> None:
+    """The label in the conclusion is the one that stands at the option, and the reasoning stands as it was."""
+    pair = MULTIPLE_CHOICE_CHAIN_OF_THOUGHT
+    reasoning = pair.response.removesuffix("Granite")
+    labelled = 0
+    for index in range(300):
+        chain = make_chain(((pair, FREE_FORM),), chain_id=f"{index}")
+        text, style = render_with_style(chain, seed=0, config=only(family, "text_first"))
+        entry = style.entry("option_styles")
+        after = text[text.index(reasoning) + len(reasoning) :]
+        is_shown = [
+            entry["option"].fill(option="Granite", **labels) in text
+            and after.startswith(entry["answer"].fill(option="Granite", **labels))
+            for labels in map(option_labels, range(3))
+        ]
+        assert any(is_shown), text
+        assert "Let's think step by step." in text
+        labelled += sum(is_shown) == 1
+    assert labelled > 200, "with most option styles only one label fits"
+
+
+ORDERED = InstructionPair(
+    instruction="Which of them live here?\nOptions:\n- Crabs\n- Snails\n- All of the above\n- None of the above",
+    response="All of the above",
+)
+LETTERED = InstructionPair(
+    instruction="Which of them live here?\nOptions:\n- Crabs\n- Snails\n- Both A and B", response="Both A and B"
+)
+
+
+@pytest.mark.parametrize("reasoning", [False, True])
+def test_options_that_refer_to_the_order_keep_it(reasoning: bool) -> None:
+    pair = with_reasoning(ORDERED) if reasoning else ORDERED
+    styles = set()
+    for index in range(100):
+        chain = make_chain(((pair,),), chain_id=f"{index}")
+        text, style = render_with_style(chain, seed=0, config=only("classic", "text_first"))
+        places = [text.index(option) for option in ("Crabs", "Snails", "All of the above", "None of the above")]
+        assert places == sorted(places)
+        styles.add(style.choices["option_styles"])
+    assert len(styles) > 20, "they are labelled all the same"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("reasoning", [False, True])
+def test_options_that_name_labels_stand_as_they_are(family: str, reasoning: bool) -> None:
+    pair = with_reasoning(LETTERED) if reasoning else LETTERED
+    for index in range(20):
+        chain = make_chain(((pair, FREE_FORM),), chain_id=f"{index}")
+        rendered = render_chain(chain, seed=0, config=only(family, "text_first"))
+        assert pair.instruction in rendered.text
+        assert pair.response in rendered.text
+
+
+def with_reasoning(pair: InstructionPair) -> InstructionPair:
+    return InstructionPair(
+        instruction=pair.instruction + REASONING_CUE,
+        response="Crabs and snails are both in the text." + CONCLUSION_MARK + pair.response,
+    )
 
 
 @pytest.mark.parametrize("response", ["A whale", "a fish", "A pebble\nA fish"])
@@ -238,6 +314,48 @@ def test_a_numbered_text_has_all_questions_before_all_responses() -> None:
     assert re.search(r"2\D*" + re.escape(SECOND_FREE_FORM.response), rendered.text)
 
 
+def test_an_inline_few_shot_text_poses_the_last_pair() -> None:
+    shots = [InstructionPair(instruction=f"Ask {number}?", response=f"Reply {number}.") for number in (1, 2, 3)]
+    for seed in range(60):
+        config = only("inline_few_shot", "text_first")
+        text, style = render_with_style(make_chain((shots,)), seed=seed, config=config)
+        places = [text.index(side) for shot in shots for side in (shot.instruction, shot.response)]
+        assert places == sorted(places)
+        entry = style.entry("inline_few_shot")
+        for shot, part in zip(shots, ("example", "example", "posed"), strict=True):
+            assert entry[part].fill(question=shot.instruction, response=shot.response) in text
+        alone, style = render_with_style(make_chain((shots[:1],)), seed=seed, config=config)
+        posed = style.entry("inline_few_shot")["posed"]
+        assert posed.fill(question="Ask 1?", response="Reply 1.") in alone
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_next_turn_text_is_one_conversation(layout: str) -> None:
+    chain = make_chain(((FREE_FORM, SECOND_FREE_FORM),))
+    scripts = set()
+    for seed in range(150):
+        text, style = render_with_style(chain, seed=seed, config=only("next_turn", layout))
+        entry = style.entry("next_turn")
+        first = entry["first"].fill(question=FREE_FORM.instruction, response=FREE_FORM.response)
+        then = entry["next"].fill(question=SECOND_FREE_FORM.instruction, response=SECOND_FREE_FORM.response)
+        turns = first + entry["between"].fill() + then
+        assert text == entry[layout].fill(text=chain.examples[0].document.text, pairs=turns)
+        scripts.add(style.choices["next_turn"])
+    assert len(scripts) == len(load_bank()["next_turn"])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_plain_text_has_no_words_of_its_own(layout: str) -> None:
+    example = EVERY_KIND.examples[0]
+    alone = replace(EVERY_KIND, examples=(example,))
+    for seed in range(20):
+        text, style = render_with_style(alone, seed=seed, config=only("plain", layout))
+        between = style.entry("separators")["pairs"].fill()
+        pairs = between.join(f"{pair.instruction} {pair.response}" for pair in example.pairs)
+        parts = (example.document.text, pairs) if layout == "text_first" else (pairs, example.document.text)
+        assert text == "\n\n".join(parts)
+
+
 def families_of(chain: Chain, *, num_chains: int) -> Counter[str]:
     return Counter(
         render_chain(replace(chain, chain_id=f"{index}"), seed=0).template_id.split("/")[0]
@@ -247,9 +365,9 @@ def families_of(chain: Chain, *, num_chains: int) -> Counter[str]:
 
 def test_families_follow_the_number_of_pairs() -> None:
     several, few = families_of(TWO_PAIRS_EACH, num_chains=3000), families_of(ONE_PAIR, num_chains=3000)
-    assert several["classic"] / 3000 == pytest.approx(80 / 90, abs=0.03)
-    assert several["numbered"] / 3000 == pytest.approx(5 / 90, abs=0.02)
-    assert several["dialogue"] / 3000 == pytest.approx(5 / 90, abs=0.02)
+    assert several["classic"] / 3000 == pytest.approx(0.8, abs=0.03)
+    for family in ("numbered", "inline_few_shot", "next_turn", "dialogue"):
+        assert several[family] / 3000 == pytest.approx(0.05, abs=0.015)
     assert few["classic"] / 3000 == pytest.approx(0.95, abs=0.02)
     assert set(few) == {"classic", "dialogue"}
     assert set(families_of(EVERY_KIND, num_chains=300)) == {"classic", "dialogue"}, "it has a text without pairs"
@@ -311,5 +429,5 @@ def test_a_document_is_rendered_as_it_is(text: str) -> None:
 
 
 def test_the_weights_choose_the_family() -> None:
-    config = TemplateConfig(family_weights=FamilyWeights(classic=0, numbered=0, dialogue=0, plain=1))
-    assert render_chain(TWO_PAIRS_EACH, seed=0, config=config).template_id.startswith("plain/plain_text_first:0/")
+    config = TemplateConfig(family_weights=FamilyWeights(**{name: float(name == "next_turn") for name in FAMILIES}))
+    assert render_chain(TWO_PAIRS_EACH, seed=0, config=config).template_id.startswith("next_turn/next_turn:")

@@ -109,3 +109,23 @@ def test_a_conversation_goes_on_behind_the_prefix():
 def test_the_tokenizer_counts_words_and_marks(words):
     assert FakeTokenizer().count_text([" ".join(words), "a-b c"]) == [len(words), 4]
     assert FakeTokenizer().count([Prompt(text=" ".join(words) or ".")]) == [max(1, len(words))]
+
+
+DRAWS = [Prompt(text=FakeTokenizer().user_turn_start(), draw=draw) for draw in range(200)]
+HOT = Sampling(max_new_tokens=64, temperature=1.0)
+
+
+def test_with_a_temperature_each_draw_and_seed_has_its_own_answer():
+    drawn = generate(DRAWS, sampling=HOT)
+    assert drawn == generate(DRAWS[::-1], sampling=HOT)[::-1]
+    assert len({outcome.text for outcome in drawn}) > 150
+    assert drawn != generate(DRAWS, sampling=replace(HOT, seed=1))
+    assert len({outcome.text for outcome in generate(DRAWS, sampling=replace(HOT, temperature=0.0))}) == 1
+    assert generate(PROMPTS, sampling=replace(SAMPLING, temperature=1.0)) != generate(PROMPTS)
+
+
+def test_behind_the_start_of_a_users_turn_stands_an_instruction_or_nothing():
+    texts = [outcome.text for outcome in generate(DRAWS, sampling=HOT, no_pair_rate=0.3)]
+    assert texts.count("") / 200 == pytest.approx(0.3, abs=0.13)
+    assert all(text.endswith(".") and len(text.split()) > 8 for text in texts if text)
+    assert FakeTokenizer().user_turn_start().strip() in FakeTokenizer.special_tokens

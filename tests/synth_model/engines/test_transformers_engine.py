@@ -1,4 +1,5 @@
 import threading
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -245,6 +246,63 @@ def test_the_frequency_penalty_lowers_what_was_written_and_not_what_was_asked(en
     plain = engine.generate(PROMPTS, sampling=SAMPLING)
     assert [outcome.text for outcome in penalized] != [outcome.text for outcome in plain]
     assert num_repeats(penalized) < num_repeats(plain)
+
+
+HOT = Sampling(max_new_tokens=12, temperature=1.5, top_p=0.95, seed=3)
+
+
+@pytest.fixture(scope="module")
+def drawn_one_by_one(loaded):
+    """Sampled completions of each prompt alone."""
+    return [columns(loaded.generate([prompt], sampling=HOT))[0] for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("max_batch_size", [3, 8])
+def test_what_is_drawn_for_a_prompt_does_not_depend_on_its_batch(engine, drawn_one_by_one, max_batch_size):
+    engine._config = replace(engine._config, max_batch_size=max_batch_size)
+    assert columns(engine.generate(PROMPTS, sampling=HOT)) == drawn_one_by_one
+    backwards = engine.generate(PROMPTS[::-1], sampling=HOT)
+    assert columns(backwards[::-1]) == drawn_one_by_one
+
+
+def test_every_seed_draw_and_temperature_draws_anew(engine, drawn_one_by_one):
+    texts = [text for text, *_ in drawn_one_by_one]
+    for prompts, sampling in (
+        (PROMPTS, replace(HOT, seed=4)),
+        ([replace(prompt, draw=1) for prompt in PROMPTS], HOT),
+        (PROMPTS, replace(HOT, temperature=0.0)),
+    ):
+        others = [outcome.text for outcome in engine.generate(prompts, sampling=sampling)]
+        assert sum(text != other for text, other in zip(texts, others, strict=True)) > len(PROMPTS) // 2
+    draws = engine.generate([replace(PROMPTS[1], draw=draw) for draw in range(16)], sampling=HOT)
+    assert len({outcome.text for outcome in draws}) == 16
+
+
+@pytest.mark.parametrize("temperature", [0.8, 2.0])
+def test_first_tokens_are_drawn_as_often_as_the_model_says(engine, temperature):
+    engine._config = replace(engine._config, max_batch_size=256, max_batch_tokens=1 << 16)
+    num_draws = 2000
+    prompts = [replace(PROMPTS[1], draw=draw) for draw in range(num_draws)]
+    sampling = Sampling(max_new_tokens=1, temperature=temperature)
+    outcomes = engine.generate(prompts, sampling=sampling)
+    (ids,) = engine._tokenizer.encode(PROMPTS[1:2])
+    with torch.inference_mode():
+        logits = engine._model(torch.tensor([ids])).logits[0, -1]
+    probabilities = torch.softmax(logits.double() / temperature, dim=-1)
+    # By what a token is decoded to: tokens that end the completion are one, broken bytes another.
+    expected = Counter()
+    for token, probability in enumerate(probabilities.tolist()):
+        text = "" if token in EOS_IDS else engine._tokenizer.tokenizer.decode([token])
+        expected[text] += num_draws * probability
+    observed = Counter(outcome.text for outcome in outcomes)
+    # Rare ones are counted together, as chi-square wants.
+    rare = {text for text, count in expected.items() if count < 10}
+    cells = [(observed[text], count) for text, count in expected.items() if text not in rare]
+    cells.append((sum(observed[text] for text in rare), sum(expected[text] for text in rare)))
+    degrees = len(cells) - 1
+    statistic = sum((seen - count) ** 2 / count for seen, count in cells)
+    assert degrees >= 3
+    assert statistic < degrees + 4 * (2 * degrees) ** 0.5 + 4
 
 
 def test_a_cuda_device_that_is_not_there_is_an_error(config, monkeypatch):

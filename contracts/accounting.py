@@ -13,7 +13,9 @@ from typing import Any
 
 from contracts.manifest import AugmentedCorpusManifest, DocumentAccounts, FileEntry
 from contracts.records import Chain, Reject
-from synth_model.pair_gates import GATE_STAGE
+
+GATE_STAGE = "gate"
+"""The stage of rejects that are pairs: the text that they belong to goes on without them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

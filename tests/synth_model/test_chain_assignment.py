@@ -3,9 +3,9 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipelines.chain_assignment import DOCUMENTS_PER_BUCKET, bucket_of, form_chains, num_buckets
 from contracts.records import Document
 from contracts.seeding import stable_hash
+from synth_model.chain_assignment import DOCUMENTS_PER_BUCKET, bucket_of, form_chains, num_buckets
 
 
 def document(number, text="text", title=None):

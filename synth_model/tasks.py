@@ -1,0 +1,319 @@
+"""``python -m synth_model tasks``: context-based task datasets in, an augmented corpus out, to tune a synthesizer on.
+
+Each set's records are converted (`synth_model.task_datasets`), records of one set about the same text become one
+example, examples of one set form chains by hash, and everything that was of no use is kept as a reject with its place
+and reason. The output is what ``synthesize`` writes, so that ``pack`` reads it as a component of kind ``chains``;
+``datasets.json`` beside the manifest says for each set what was taken under which licence.
+
+Cost: one pass over the files. Memory: the sets of one entry of the config at a time.
+Source: Cheng et al. 2024 (arXiv 2406.14491), section 2.1: the synthesizer is tuned on examples of one set in a row.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field, replace
+from typing import Any
+
+from contracts import storage
+from contracts.accounting import (
+    GATE_STAGE,
+    ChainsReport,
+    RejectsReport,
+    augmented_corpus_manifest,
+    report_chains,
+    report_rejects,
+)
+from contracts.artifact import claim_output, describe_run
+from contracts.manifest import AugmentedCorpusManifest, complete_artifact, read_augmented_corpus_manifest
+from contracts.parquet_files import part_name, write_parquet
+from contracts.records import Chain, Example, Reject
+from contracts.schemas import chains_to_table, rejects_to_table
+from contracts.seeding import stable_hash
+from contracts.storage import InputFile
+from synth_model.chain_assignment import form_chains
+from synth_model.command_line import parse_config
+from synth_model.task_datasets.conversion import TASK_STAGE, TaskText, convert_entry
+from synth_model.task_datasets.table import TaskDataset, load_table, table_sha256
+from synth_model.task_datasets.task_files import SUFFIXES, read_entries
+
+DATASETS_FILE = "datasets.json"
+_MAX_REJECT_CHARACTERS = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSource:
+    """A set of the table and the files to read it from.
+
+    Args:
+        name: Key of the table, such as ``squad``; ``normalized`` for records that already hold their pairs.
+        input: Files, folders and globs; empty for the hub's training files.
+    """
+
+    name: str
+    input: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TasksConfig:
+    """Reads context-based task datasets into an augmented corpus.
+
+    Args:
+        datasets: The sets to read, each once.
+        output: Folder for the corpus; belongs to this run alone.
+        chain_length: Examples of one set in a chain; the last chain of a set may be shorter.
+        max_texts: Most texts of one set, so that none outweighs the others; those with the most pairs are taken.
+        licenses: Licences that a text may have, as the table or the record spells them; empty for any.
+        seed: Decides which texts share a chain.
+        num_files: Files that the chains of one entry of ``datasets`` are spread over.
+    """
+
+    datasets: list[TaskSource]
+    output: str
+    chain_length: int = 3
+    max_texts: int = 10_000
+    licenses: list[str] = field(default_factory=list)
+    seed: int = 0
+    num_files: int = 1
+
+    def check(self) -> None:
+        """Refuses what cannot work, before any work.
+
+        Raises:
+            ValueError: A setting is impossible.
+        """
+        table = load_table()
+        if not self.datasets:
+            raise ValueError(f"datasets is empty; give one or more of {', '.join(table)}.")
+        for name, count in Counter(source.name for source in self.datasets).items():
+            if name not in table:
+                raise ValueError(f"datasets names {name!r}, which is not in the table; it has {', '.join(table)}.")
+            if count > 1:
+                raise ValueError(f"datasets names {name!r} {count} times; put its files into one list.")
+        for name in ("chain_length", "max_texts", "num_files"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+
+@dataclass(kw_only=True, slots=True)
+class _Gathered:
+    """What the files of one source hold.
+
+    Args:
+        texts: The texts by id, each with the pairs of all records about it.
+        rejects: Records and questions of no use.
+        num_records: Records read, those about the same text counted once.
+    """
+
+    texts: dict[str, TaskText] = field(default_factory=dict)
+    rejects: list[Reject] = field(default_factory=list)
+    num_records: int = 0
+
+
+def find_files(source: TaskSource) -> list[InputFile]:
+    """The files of a source.
+
+    Raises:
+        ValueError: There are none.
+    """
+    patterns = source.input or load_table()[source.name].hub_files
+    if not patterns:
+        raise ValueError(f"The set {source.name!r} is not on the hub; give its files as input.")
+    try:
+        return storage.find_input_files(patterns, suffixes=SUFFIXES)
+    except ValueError:
+        raise
+    except Exception as error:
+        # What a remote file system raises when it cannot be reached is its own and of no common type.
+        raise ValueError(
+            f"The files of {source.name!r} cannot be listed ({type(error).__name__}: {error}). Tried {patterns[0]}; "
+            "without a network, give local files as input."
+        ) from error
+
+
+def gather_texts(urls: Iterable[str], *, dataset: TaskDataset, licenses: Sequence[str] = ()) -> _Gathered:
+    """Reads and converts files; records about one text (same set, same id) are joined in the order of the files."""
+    gathered = _Gathered()
+    for url in urls:
+        for entry in read_entries(url):
+            for found in [entry] if isinstance(entry, Reject) else convert_entry(entry, dataset=dataset):
+                if isinstance(found, Reject):
+                    gathered.rejects.append(found)
+                    gathered.num_records += found.stage != GATE_STAGE
+                else:
+                    _add(gathered, found, licenses=licenses)
+    return gathered
+
+
+def _add(gathered: _Gathered, text: TaskText, *, licenses: Sequence[str]) -> None:
+    document = text.document
+    if licenses and text.license not in licenses:
+        gathered.num_records += 1
+        # Without the text, which may not be used.
+        detail = f"its licence is {text.license!r}"
+        gathered.rejects.append(replace(_reject(text, reason="license", detail=detail), text=""))
+        return
+    first = gathered.texts.setdefault(document.doc_id, text)
+    if first is text:
+        gathered.num_records += 1
+    elif first.document.text == document.text:
+        gathered.texts[document.doc_id] = replace(first, pairs=first.pairs + text.pairs)
+    else:
+        gathered.num_records += 1
+        detail = f"id {document.doc_id!r} appears again with another text"
+        gathered.rejects.append(_reject(text, reason="duplicate_id", detail=detail))
+
+
+def _reject(text: TaskText, *, reason: str, detail: str) -> Reject:
+    return Reject(
+        doc_id=text.document.doc_id,
+        source=text.document.source,
+        stage=TASK_STAGE,
+        reason=reason,
+        detail=detail,
+        text=text.document.text[:_MAX_REJECT_CHARACTERS],
+    )
+
+
+def choose_texts(
+    texts: Iterable[TaskText], *, max_texts: int, seed: int
+) -> tuple[dict[str, list[TaskText]], list[Reject]]:
+    """The texts with pairs by set, at most so many of each: those with the most pairs, ties by hash; and the rest."""
+    by_set: dict[str, list[TaskText]] = defaultdict(list)
+    rejects = []
+    for text in texts:
+        if text.pairs:
+            by_set[text.document.source].append(text)
+        else:
+            rejects.append(_reject(text, reason="no_pair", detail="none of its questions can be used"))
+    for name, members in by_set.items():
+        members.sort(key=lambda text: (-len(text.pairs), stable_hash(seed, "task text", text.document.doc_id)))
+        detail = f"the set has {len(members)} texts, max_texts is {max_texts}"
+        rejects += [_reject(text, reason="over_max_texts", detail=detail) for text in members[max_texts:]]
+        by_set[name] = members[:max_texts]
+    return dict(by_set), rejects
+
+
+def make_chains(texts: Sequence[TaskText], *, chain_length: int, seed: int, synthesizer_id: str) -> list[Chain]:
+    """Chains of the texts of one set, whose ids differ, formed by hash."""
+    pairs = {text.document.doc_id: text.pairs for text in texts}
+    states, duplicates = form_chains((text.document for text in texts), chain_length=chain_length, seed=seed)
+    assert not duplicates, duplicates
+    return [
+        Chain(
+            chain_id=state.chain_id,
+            source=state.source,
+            examples=tuple(Example(document=document, pairs=pairs[document.doc_id]) for document in state.pending),
+            synthesizer_id=synthesizer_id,
+        )
+        for state in states
+    ]
+
+
+def read_tasks(config: TasksConfig) -> AugmentedCorpusManifest:
+    """Reads the sets into a corpus, or finds that it is complete. An interrupted run starts over: it costs minutes.
+
+    Raises:
+        ValueError: The settings, the files or the output folder do not allow it.
+    """
+    config.check()
+    files = {source.name: find_files(source) for source in config.datasets}
+    inputs = {file.url: f"{file.size_bytes} bytes, {file.version}" for found in files.values() for file in found}
+    inputs["table"] = table_sha256()
+    state = claim_output(config.output, run=describe_run(command="tasks", config=asdict(config), inputs=inputs))
+    if state == "completed":
+        return read_augmented_corpus_manifest(config.output)
+    synthesizer_id = f"task-datasets@{table_sha256()[:16]}"
+    chains: list[ChainsReport] = []
+    rejects: list[RejectsReport] = []
+    summary: dict[str, Any] = {}
+    num_records = 0
+    for index, (name, found) in enumerate(files.items()):
+        gathered = gather_texts([f.url for f in found], dataset=load_table()[name], licenses=config.licenses)
+        num_records += gathered.num_records
+        by_set, left_out = choose_texts(gathered.texts.values(), max_texts=config.max_texts, seed=config.seed)
+        summary[name] = _summary(by_set)
+        made = [
+            chain
+            for texts in by_set.values()
+            for chain in make_chains(
+                texts, chain_length=config.chain_length, seed=config.seed, synthesizer_id=synthesizer_id
+            )
+        ]
+        chains += _write_chains(made, index=index, num_sources=len(files), config=config)
+        rejects += _write_rejects([*gathered.rejects, *left_out], index=index, num_sources=len(files), config=config)
+    storage.write_json(storage.join(config.output, DATASETS_FILE), summary)
+    return complete_artifact(
+        config.output,
+        augmented_corpus_manifest(
+            num_records=num_records,
+            parts_of_split_documents=(),
+            chains=chains,
+            rejects=rejects,
+            synthesizer_id=synthesizer_id,
+            inputs=inputs,
+            config=asdict(config),
+        ),
+    )
+
+
+def _summary(by_set: Mapping[str, Sequence[TaskText]]) -> dict[str, Any]:
+    return {
+        name: {
+            "licenses": sorted({text.license for text in texts}),
+            "domains": sorted({text.domain for text in texts}),
+            "task_types": sorted({text.task_type for text in texts}),
+            "num_texts": len(texts),
+            "num_pairs": sum(len(text.pairs) for text in texts),
+        }
+        for name, texts in sorted(by_set.items())
+    }
+
+
+def _write_chains(chains: Sequence[Chain], *, index: int, num_sources: int, config: TasksConfig) -> list[ChainsReport]:
+    """One source's chains, spread over its files by hash; a file without a chain is not written."""
+    files: dict[int, list[Chain]] = defaultdict(list)
+    for chain in sorted(chains, key=lambda chain: chain.chain_id):
+        files[stable_hash(0, "chain file", chain.chain_id) % config.num_files].append(chain)
+    reports = []
+    for number, members in sorted(files.items()):
+        path = part_name("part", index=index * config.num_files + number, count=num_sources * config.num_files)
+        entry = write_parquet(config.output, path=path, table=chains_to_table(members))
+        reports.append(report_chains(entry, members))
+    return reports
+
+
+def _write_rejects(
+    rejects: Sequence[Reject], *, index: int, num_sources: int, config: TasksConfig
+) -> list[RejectsReport]:
+    """One source's rejects, sorted, as one file; without a reject there is none."""
+    if not rejects:
+        return []
+    path = f"rejects/{part_name('part', index=index, count=num_sources)}"
+    table = rejects_to_table(sorted(rejects, key=astuple))
+    return [report_rejects(write_parquet(config.output, path=path, table=table), rejects)]
+
+
+def describe(manifest: AugmentedCorpusManifest, *, output: str) -> str:
+    """What a run read, in a few lines."""
+    accounts = manifest.accounts
+    lines = [
+        f"texts       {accounts.num_texts} = {accounts.num_augmented} taken + {accounts.num_rejected} rejected",
+        f"pairs       {manifest.num_pairs} in {manifest.num_chains} chains",
+        f"corpus      {output}",
+    ]
+    lines += [f"rejected    {count} {reason}" for reason, count in accounts.rejected_by_reason.items()]
+    lines += [f"rejected    {count} questions, {reason}" for reason, count in manifest.rejected_pairs_by_reason.items()]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command with its arguments; returns the exit status."""
+    config = parse_config(TasksConfig, arguments=arguments, command="tasks")
+    manifest = read_tasks(config)
+    print(describe(manifest, output=config.output))
+    if not manifest.num_chains:
+        print("error: nothing could be used; see the reasons above and the files in rejects/.")
+        return 1
+    return 0
