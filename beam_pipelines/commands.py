@@ -7,6 +7,7 @@ only matter to those who use its cloud connectors.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -95,5 +96,9 @@ def _example_corpus(command: str, arguments: Sequence[str]) -> int:
 def _quiet_libraries() -> None:
     """Leaves the terminal to our own messages."""
     logging.basicConfig(level=logging.ERROR)
+    # It logs what a step raised, which then reaches the user as the command's own error.
+    logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
+    for name in ("HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

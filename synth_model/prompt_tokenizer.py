@@ -6,10 +6,14 @@ here. Needs transformers, not torch.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from synth_model.generation import Prompt
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
 class ModelTokenizer:
@@ -26,6 +30,8 @@ class ModelTokenizer:
     def __init__(self, name_or_path: str, *, trust_remote_code: bool = False) -> None:
         from transformers import AutoTokenizer
 
+        if not os.path.isdir(name_or_path) and not _HUB_NAME.match(name_or_path):
+            raise ValueError(f"There is no model folder {name_or_path!r}, and it is no hub name (owner/model).")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as error:

@@ -1,3 +1,4 @@
+import logging
 import os
 
 import pytest
@@ -5,6 +6,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tests.beam_pipelines.pipeline_runs import make_documents
+
+# It speaks once more when the process ends, to a stream that the test run has closed by then.
+logging.getLogger("apache_beam.utils.subprocess_server").setLevel(logging.ERROR)
 
 SPECIAL_TOKENS = ("<s>", "</s>", "<|im_end|>")
 

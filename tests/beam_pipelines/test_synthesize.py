@@ -161,9 +161,7 @@ def test_a_long_document_is_split_and_nothing_of_it_is_lost(mixed_run):
     ids = sorted(id_ for id_ in examples if id_.startswith("long#"))
     assert ids == [f"long#part-{number:04d}" for number in range(1, manifest.accounts.num_parts + 1)]
     (original,) = [
-        record.values["text"]
-        for record in read_records(f"{folder}/corpus/long.jsonl")
-        if record.values["id"] == "long"
+        record.values["text"] for record in read_records(f"{folder}/corpus/long.jsonl") if record.values["id"] == "long"
     ]
     assert " ".join(examples[id_].document.text for id_ in ids).split() == original.split()
     (endless,) = [reject for reject in read_rejects(folder / "out") if reject.stage == "split"]
