@@ -69,6 +69,9 @@ def read_records(url: str, *, text_field: str = "text") -> Iterator[Record | Rej
         else:
             yield from _read_json_lines(url)
     except _DAMAGED as error:
+        if getattr(error, "errno", None) is not None:
+            # The file system's own word, such as no permission or no connection: nothing is wrong with the content.
+            raise
         yield _reject(
             url, "unreadable_file", f"{type(error).__name__}: {error}; what stands behind it is not read", b""
         )

@@ -37,10 +37,10 @@ from beam_pipelines.transforms.write_rejects import WriteRejects
 from contracts import storage
 from contracts.artifact import claim_output, describe_run
 from contracts.manifest import AugmentedCorpusManifest, complete_artifact, read_augmented_corpus_manifest
-from contracts.records import Chain
+from contracts.records import Chain, Document
 from contracts.storage import InputFile
 from synth_model.chain_state import ChainState, finished_chain
-from synth_model.engines import EngineConfig
+from synth_model.engines import EngineConfig, load_tokenizer
 from synth_model.generation import Sampling
 from synth_model.pair_gates import PairGateConfig
 from synth_model.synthesizer import SynthesizerConfig, make_synthesizer
@@ -124,15 +124,15 @@ def plan_run(config: SynthesizeConfig, *, runner: str) -> SynthesisRun:
             f"The input holds no text: all of its files are empty ({', '.join(f.url for f in files[:5])})."
         )
     if config.engine.kind != "fake" and runner in LOCAL_RUNNERS:
-        _check_local_engine(config.engine)
+        _check_local_engine(config)
     model_id = identify_model(config.engine)
     inputs = {file.url: f"{file.size_bytes} bytes, {file.version}" for file in files}
     return SynthesisRun(files=tuple(files), model_id=model_id, inputs={**inputs, "model": model_id})
 
 
-def _check_local_engine(engine: EngineConfig) -> None:
+def _check_local_engine(config: SynthesizeConfig) -> None:
     """With a local runner the worker is this machine, so a missing device or model can be told at once."""
-    if engine.device == "cuda":
+    if config.engine.device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
@@ -140,9 +140,10 @@ def _check_local_engine(engine: EngineConfig) -> None:
                 "engine.device is 'cuda', but no CUDA device is available to PyTorch on this machine. "
                 "Use 'cpu' or 'auto', or run where there is a GPU."
             )
-    from synth_model.prompt_tokenizer import ModelTokenizer
-
-    ModelTokenizer(engine.model, trust_remote_code=engine.trust_remote_code)
+    # A model without a tokenizer or a chat template is found out by the first prompt; here is one.
+    tokenizer = load_tokenizer(config.engine)
+    document = Document(doc_id="", source="", text="A text.")
+    tokenizer.count([make_synthesizer(config.synthesizer).build_prompt((), document=document, special_tokens=())])
 
 
 _SAMPLE_BYTES = 1 << 16

@@ -144,7 +144,7 @@ def test_synthesize_refuses_before_any_work(arguments, message, corpus, tmp_path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("tokenizer: ./nowhere", "No tokenizer could be loaded from './nowhere'"),
+        ("tokenizer: ./nowhere", "There is no model folder './nowhere'"),
         ("sequence_length: 1", "sequence_length is 1; it must be at least 2"),
         ("validation_fraction: 1.0", "validation_fraction is 1.0"),
         ("components: []", "components is empty"),

@@ -254,7 +254,9 @@ def test_a_missing_wording_is_answered_with_those_there_are(name):
         load_wording(name)
 
 
-@pytest.mark.parametrize("completion", [" 1: Who?\nAnswer 1: He.", "** Who?\n**Answer:** He.", " Who?\n**Answer**: He."])
+@pytest.mark.parametrize(
+    "completion", [" 1: Who?\nAnswer 1: He.", "** Who?\n**Answer:** He.", " Who?\n**Answer**: He."]
+)
 def test_numbered_and_bold_labels_are_labels(completion):
     pairs = parse_chat_completion(completion, wording=load_wording("english"), is_cut=False)
     assert [pair.response for pair in pairs] == ["He."]
