@@ -7,7 +7,9 @@ only matter to those who use its cloud connectors.
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -118,6 +120,17 @@ def _example_corpus(command: str, arguments: Sequence[str]) -> int:
 
 def _quiet_libraries() -> None:
     """Leaves the terminal to our own messages."""
+    threading.excepthook = _report_thread_error
     logging.basicConfig(level=logging.ERROR)
+    # It logs what a step raised, which then reaches the user as the command's own error.
+    logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
+    for name in ("HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def _report_thread_error(error: threading.ExceptHookArgs) -> None:
+    """As by default, but for Beam's servers of shared models: from Python 3.12 on they fail while the process ends."""
+    if not (isinstance(error.exc_value, RuntimeError) and "at interpreter shutdown" in str(error.exc_value)):
+        threading.__excepthook__(error)

@@ -9,17 +9,23 @@ import hashlib
 
 from beam_pipelines.command_line import LOCAL_RUNNERS
 from contracts import storage
-from synth_model.engines import EngineConfig
+from synth_model.engines import EngineConfig, load_tokenizer
+from synth_model.generation import Prompt
 
 _SAMPLE_BYTES = 1 << 16
 _NUM_SAMPLES = 16
 
 
-def check_engine(engine: EngineConfig, *, runner: str) -> None:
+def check_engine(engine: EngineConfig, *, runner: str, prompt: Prompt | None = None) -> None:
     """With a local runner the worker is this machine, so a missing device or model can be told at once.
 
+    Args:
+        engine: Which model runs where.
+        runner: Beam's runner; with any but a local one nothing is checked.
+        prompt: A prompt to encode, such as one that needs the model's chat template.
+
     Raises:
-        ValueError: The device or the model is not there.
+        ValueError: The device or the model is not there, or the model cannot take the prompt.
     """
     if engine.kind == "fake" or runner not in LOCAL_RUNNERS:
         return
@@ -31,9 +37,7 @@ def check_engine(engine: EngineConfig, *, runner: str) -> None:
                 "engine.device is 'cuda', but no CUDA device is available to PyTorch on this machine. "
                 "Use 'cpu' or 'auto', or run where there is a GPU."
             )
-    from synth_model.prompt_tokenizer import ModelTokenizer
-
-    ModelTokenizer(engine.model, trust_remote_code=engine.trust_remote_code)
+    load_tokenizer(engine).count([] if prompt is None else [prompt])
 
 
 def identify_model(engine: EngineConfig) -> str:

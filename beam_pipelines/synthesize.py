@@ -38,7 +38,7 @@ from contracts.accounting import ChainsReport, RejectsReport, augmented_corpus_m
 from contracts.artifact import claim_output, describe_run
 from contracts.manifest import AugmentedCorpusManifest, complete_artifact, read_augmented_corpus_manifest
 from contracts.record_files import SUFFIXES
-from contracts.records import Chain
+from contracts.records import Chain, Document
 from contracts.storage import InputFile
 from synth_model.chain_state import ChainState, finished_chain
 from synth_model.engines import EngineConfig
@@ -124,7 +124,9 @@ def plan_run(config: SynthesizeConfig, *, runner: str) -> SynthesisRun:
         raise ValueError(
             f"The input holds no text: all of its files are empty ({', '.join(f.url for f in files[:5])})."
         )
-    check_engine(config.engine, runner=runner)
+    example = Document(doc_id="", source="", text="A text.")
+    prompt = make_synthesizer(config.synthesizer).build_prompt((), document=example, special_tokens=())
+    check_engine(config.engine, runner=runner, prompt=prompt)
     model_id = identify_model(config.engine)
     inputs = {file.url: f"{file.size_bytes} bytes, {file.version}" for file in files}
     return SynthesisRun(files=tuple(files), model_id=model_id, inputs={**inputs, "model": model_id})

@@ -50,7 +50,8 @@ def claim_output(folder: str, *, run: Mapping[str, Any]) -> OutputState:
     """
     text = storage.read_text(storage.join(folder, RUN_FILE), missing=None)
     if text is None:
-        strangers = storage.list_files(folder)
+        # A kill in the middle of a write leaves its temporary file; it holds nothing that anybody wants.
+        strangers = [url for url in storage.list_files(folder) if not storage.is_partial(url)]
         if strangers:
             raise ValueError(
                 f"The output folder {folder} already holds files that belong to no run of this tool "

@@ -49,6 +49,9 @@ def read_records(url: str, *, text_field: str = "text") -> Iterator[Record | Rej
         else:
             yield from _read_json_lines(url)
     except DAMAGED_FILE_ERRORS as error:
+        if getattr(error, "errno", None) is not None:
+            # The file system's own word, such as no permission or no connection: nothing is wrong with the content.
+            raise
         yield reject_record(
             url, "unreadable_file", f"{type(error).__name__}: {error}; what stands behind it is not read", b""
         )

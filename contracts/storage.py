@@ -125,6 +125,14 @@ def open_input(url: str) -> Iterator[IO[bytes]]:
         yield file
 
 
+_PARTIAL_SUFFIX = ".partial"
+
+
+def is_partial(url: str) -> bool:
+    """Whether a name is that of a file that `open_atomic_output` had not finished."""
+    return url.endswith(_PARTIAL_SUFFIX)
+
+
 @contextmanager
 def open_atomic_output(url: str) -> Iterator[IO[bytes]]:
     """Opens a file to write; it appears under its name only when the block ends without an error."""
@@ -137,7 +145,7 @@ def open_atomic_output(url: str) -> Iterator[IO[bytes]]:
             fs.put_file(file.name, path)
         return
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    aside = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}.partial")
+    aside = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}{_PARTIAL_SUFFIX}")
     try:
         with open(aside, "wb") as file:
             yield file

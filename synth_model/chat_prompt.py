@@ -189,9 +189,17 @@ def _after_label(line: str, label: str) -> str | None:
     """What stands behind the label that a line begins with; None when it begins with another thing."""
     rest, content = line, None
     # More than once: the prompt ends with a label, and a model may write it again.
-    while (rest := _LABEL_DECORATION.sub("", rest)).lower().startswith(label.lower()):
-        rest = content = rest[len(label) :].removeprefix("**").strip()
+    while match := _label_pattern(label).match(_LABEL_DECORATION.sub("", rest)):
+        rest = content = match[1].strip()
     return content
+
+
+@lru_cache(maxsize=64)
+def _label_pattern(label: str) -> re.Pattern[str]:
+    """The label in any case, perhaps numbered (``Question 1:``) or in bold, and what follows it."""
+    stem = label.rstrip(":：")
+    end = r"\s{0,3}\d{0,3}\**[:：]\**" if stem != label else r"\**"
+    return re.compile(re.escape(stem) + end + "(.*)", re.IGNORECASE | re.DOTALL)
 
 
 def _unquoted(text: str) -> str:

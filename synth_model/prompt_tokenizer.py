@@ -6,6 +6,8 @@ here. Needs transformers, not torch.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +15,8 @@ from synth_model.generation import ChatMessage, Prompt
 
 # Stands for the user's words when a chat template is asked what stands before them.
 _USER_WORDS = "6f1c0d0e-the-words-of-the-user"
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
 class ModelTokenizer:
@@ -29,6 +33,8 @@ class ModelTokenizer:
     def __init__(self, name_or_path: str, *, trust_remote_code: bool = False) -> None:
         from transformers import AutoTokenizer
 
+        if not os.path.isdir(name_or_path) and not _HUB_NAME.match(name_or_path):
+            raise ValueError(f"There is no model folder {name_or_path!r}, and it is no hub name (owner/model).")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as error:

@@ -46,11 +46,21 @@ class _SplitDocument(beam.DoFn):
 
     def process(self, document: Document) -> Iterable[Document | TaggedOutput]:
         limit = self._engine.context_length - self._sampling.max_new_tokens
-        if self._count_prompts(document, [document.text])[0] <= limit:
+        num_own_tokens, num_frame_tokens = self._count_prompts(document, [document.text, ""])
+        if num_own_tokens <= limit:
             yield document
             return
+        if num_frame_tokens >= limit:
+            raise ValueError(
+                f"The prompt takes {num_frame_tokens} tokens before any text, but only {limit} are left for it: "
+                f"engine.context_length ({self._engine.context_length}) less sampling.max_new_tokens "
+                f"({self._sampling.max_new_tokens}). Use a longer context or a shorter prompt."
+            )
+        # What stands around a text is counted once, not with every paragraph.
         parts = split_text(
-            document.text, max_tokens=limit, count_tokens=lambda texts: self._count_prompts(document, texts)
+            document.text,
+            max_tokens=limit - num_frame_tokens,
+            count_tokens=lambda texts: [count - num_frame_tokens for count in self._count_prompts(document, texts)],
         )
         if parts is None:
             yield TaggedOutput(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from contracts.storage import json_sha256
@@ -62,8 +63,9 @@ class EngineConfig:
             )
 
 
+@lru_cache(maxsize=4)
 def load_tokenizer(config: EngineConfig) -> PromptTokenizer:
-    """The tokenizer of a config's model; needs no torch."""
+    """The tokenizer of a config's model, loaded once a process, though every step asks for it; needs no torch."""
     if config.kind == "fake":
         return FakeTokenizer()
     from synth_model.prompt_tokenizer import ModelTokenizer

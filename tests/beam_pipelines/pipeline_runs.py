@@ -38,7 +38,12 @@ def make_text(name: str, *, num_sentences: int = 3) -> str:
 def make_documents(num_documents: int, *, source: str = "web") -> list[dict[str, str]]:
     """Records of a corpus: all ids and texts differ."""
     return [
-        {"id": f"{source}-{number}", "source": source, "title": f"Title {number}", "text": make_text(f"{source}{number}")}
+        {
+            "id": f"{source}-{number}",
+            "source": source,
+            "title": f"Title {number}",
+            "text": make_text(f"{source}{number}"),
+        }
         for number in range(num_documents)
     ]
 

@@ -72,7 +72,11 @@ def test_an_unknown_key_or_a_wrong_value_ends_with_status_2(arguments, capsys):
 
 def test_a_command_without_beam_takes_no_options_for_it(capsys):
     with pytest.raises(SystemExit) as exit_:
-        parse(ComponentConfig, *"--name a --kind chains --input [] -- --runner=x".split(), takes_beam_options=False)
+        parse(
+            ComponentConfig,
+            *("--name", "a", "--kind", "chains", "--input", "[]", "--", "--runner=x"),
+            takes_beam_options=False,
+        )
     assert exit_.value.code == 2
     assert "takes no Beam options, but got --runner=x" in capsys.readouterr().err
 
@@ -112,7 +116,10 @@ def corpus(tmp_path):
         (["--input", '["CORPUS"]', "--chain_length=0"], "chain_length is 0; it must be at least 1"),
         (["--input", '["CORPUS"]', "--sampling.max_new_tokens=0"], "max_new_tokens is 0; it must be at least 1"),
         (["--input", '["CORPUS"]', "--sampling.max_new_tokens=4000"], "leaves no room for a prompt"),
-        (["--input", '["CORPUS"]', "--synthesizer.kind=chat", "--synthesizer.prompt=klingon"], "no chat prompt 'klingon'"),
+        (
+            ["--input", '["CORPUS"]', "--synthesizer.kind=chat", "--synthesizer.prompt=klingon"],
+            "no chat prompt 'klingon'",
+        ),
         (["--input", '["CORPUS"]', "--", "--runer=FnApiRunner"], "Beam knows no option"),
     ],
 )
@@ -137,7 +144,7 @@ def test_synthesize_refuses_before_any_work(arguments, message, corpus, tmp_path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("tokenizer: ./nowhere", "No tokenizer could be loaded from './nowhere'"),
+        ("tokenizer: ./nowhere", "There is no model folder './nowhere'"),
         ("sequence_length: 1", "sequence_length is 1; it must be at least 2"),
         ("validation_fraction: 1.0", "validation_fraction is 1.0"),
         ("components: []", "components is empty"),
@@ -179,7 +186,10 @@ def test_processes_end_with_a_message_and_a_status(corpus, tokenizer_folder, tmp
         ("synthesise",): (2, "'synthesise' is not a command"),
         ("synthesize", *fake, "--input=['x.jsonl']", "--chain_lenght=2"): (2, "chain_lenght"),
         ("synthesize", *fake, f"--input=['{tmp_path}/none.jsonl']"): (1, "No file matches"),
-        ("pack", f"--output={output}", "--tokenizer", tokenizer_folder, f"--components={mixture}"): (1, "No file matches"),
+        ("pack", f"--output={output}", "--tokenizer", tokenizer_folder, f"--components={mixture}"): (
+            1,
+            "No file matches",
+        ),
     }
     processes = {
         arguments: subprocess.Popen(
@@ -197,7 +207,16 @@ def test_processes_end_with_a_message_and_a_status(corpus, tokenizer_folder, tmp
         assert (process.returncode, message in err, "Traceback" in err + out) == (status, True, False), err
         assert not output.exists()
     done = subprocess.run(
-        [sys.executable, "-m", "beam_pipelines", "synthesize", *fake, f"--input=['{corpus}']", "--", "--runner=FnApiRunner"],
+        [
+            sys.executable,
+            "-m",
+            "beam_pipelines",
+            "synthesize",
+            *fake,
+            f"--input=['{corpus}']",
+            "--",
+            "--runner=FnApiRunner",
+        ],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

@@ -118,7 +118,7 @@ def test_shards_give_back_every_text_exactly_once(inputs, packed, tokenizer_fold
     assert len(pieces) == len(expected)
     bos, eos = manifest.special_ids["bos"], manifest.special_ids["eos"]
     for (_, name, text_id), members in pieces.items():
-        candidates = [sum(order, []) for order in itertools.permutations(members)]
+        candidates = [list(itertools.chain.from_iterable(order)) for order in itertools.permutations(members)]
         whole = [ids for ids in candidates if ids[0] == bos and ids[-1] == eos]
         assert expected[name, text_id] in [tokenizer.decode(ids[1:-1], skip_special_tokens=False) for ids in whole]
         assert all(Counter(ids)[bos] == Counter(ids)[eos] == 1 for ids in whole)
@@ -142,12 +142,18 @@ def test_rows_keep_the_contract(packed):
         for split, counts in by_split.items():
             members = [row for row_split, row in rows if (row_split, row.component) == (split, name)]
             assert counts.num_rows == len(members)
-            assert counts.num_tokens == counts.num_available_tokens == sum(int(row.segment_lengths.sum()) for row in members)
+            assert (
+                counts.num_tokens
+                == counts.num_available_tokens
+                == sum(int(row.segment_lengths.sum()) for row in members)
+            )
             assert counts.num_padding_tokens == padding[split, name]
             assert (counts.epochs, counts.num_dropped_tokens) == (1.0, 0)
             # Only the last row of a component in a shard may hold padding.
             assert counts.num_padding_tokens < SEQUENCE_LENGTH * len(manifest.shards_of(split))
-            cut = [pieces for key, pieces in segments_by_text(rows).items() if key[:2] == (split, name) and len(pieces) > 1]
+            cut = [
+                pieces for key, pieces in segments_by_text(rows).items() if key[:2] == (split, name) and len(pieces) > 1
+            ]
             assert counts.num_truncations == len(cut)
     assert {split: sum(1 for s, _ in rows if s == split) for split in ("train", "validation")} == {
         split: manifest.num_rows(split) for split in ("train", "validation")
@@ -156,7 +162,9 @@ def test_rows_keep_the_contract(packed):
 
 def test_what_is_held_out_is_never_trained_on_raw_or_augmented(inputs, packed):
     output, manifest = packed
-    documents_of = {chain.chain_id: {e.document.doc_id for e in chain.examples} for chain in read_chains(inputs / "augmented")}
+    documents_of = {
+        chain.chain_id: {e.document.doc_id for e in chain.examples} for chain in read_chains(inputs / "augmented")
+    }
     seen = defaultdict(set)
     for split, row in read_rows(output, manifest):
         for text_id in row.text_ids:
@@ -219,7 +227,9 @@ def test_a_mixture_is_exact_to_one_row(mixed):
 
 def test_validation_holds_each_text_once_even_where_a_row_would_hold_it_often(mixed):
     _, _, _, manifest = mixed
-    counts = {name: by_split["validation"] for name, by_split in manifest.components.items() if "validation" in by_split}
+    counts = {
+        name: by_split["validation"] for name, by_split in manifest.components.items() if "validation" in by_split
+    }
     assert all(count.epochs == 1.0 for count in counts.values())
     assert any(count.num_tokens < 256 for count in counts.values())
 
@@ -254,6 +264,6 @@ def test_an_unfinished_corpus_and_one_without_text_are_refused(inputs, tokenizer
         run_pack([component("a", "chains", tmp_path)], tmp_path / "out", tokenizer=tokenizer_folder)
     assert not (tmp_path / "out").exists()
     held_out = [component("a", "instructions", inputs / "instructions.jsonl")]
-    with pytest.raises(ValueError, match="Component 'a' has no text: .*everything in it went to validation"):
+    with pytest.raises(ValueError, match=r"Component 'a' has no text: .*everything in it went to validation"):
         run_pack(held_out, tmp_path / "out", tokenizer=tokenizer_folder, validation_fraction=0.9999)
     assert not (tmp_path / "out" / "COMPLETED").exists()

@@ -49,7 +49,7 @@ def write_mixed_corpus(folder):
     write_jsonl(
         folder / "markup.jsonl", [{"id": f"markup-{name}", "text": text} for name, text in MARKUP_TEXTS.items()]
     )
-    long_text = "\n\n".join(make_text(f"paragraph{number}", num_sentences=6) for number in range(24))
+    long_text = "\n\n".join(make_text(f"paragraph{number}", num_sentences=6) for number in range(40))
     endless = " ".join(["word"] * 3000)
     write_jsonl(
         folder / "long.jsonl",
@@ -161,9 +161,7 @@ def test_a_long_document_is_split_and_nothing_of_it_is_lost(mixed_run):
     ids = sorted(id_ for id_ in examples if id_.startswith("long#"))
     assert ids == [f"long#part-{number:04d}" for number in range(1, manifest.accounts.num_parts + 1)]
     (original,) = [
-        record.values["text"]
-        for record in read_records(f"{folder}/corpus/long.jsonl")
-        if record.values["id"] == "long"
+        record.values["text"] for record in read_records(f"{folder}/corpus/long.jsonl") if record.values["id"] == "long"
     ]
     assert " ".join(examples[id_].document.text for id_ in ids).split() == original.split()
     (endless,) = [reject for reject in read_rejects(folder / "out") if reject.stage == "split"]
@@ -297,6 +295,15 @@ def test_a_corpus_without_a_usable_text_is_completed_with_its_rejects(tmp_path):
     manifest = run_synthesize([write_jsonl(tmp_path / "in.jsonl", [{"body": "x"}] * 3)], tmp_path / "out")
     assert manifest.accounts.rejected_by_reason == {"read/no_text": 3}
     assert (manifest.num_chains, manifest.parts) == (0, ())
+
+
+def test_a_prompt_that_leaves_no_room_for_text_ends_the_run_with_the_steps_own_message(tmp_path):
+    corpus = write_jsonl(tmp_path / "in.jsonl", [{"text": make_text("long", num_sentences=20)}])
+    with pytest.raises(
+        ValueError, match=r"^The prompt takes \d+ tokens before any text, but only 4 are left.*prompt\.$"
+    ):
+        run_synthesize([corpus], tmp_path / "out", engine=fake_engine(context_length=68))
+    assert not (tmp_path / "out" / "COMPLETED").exists()
 
 
 def test_pipelines_read_and_write_any_file_system():

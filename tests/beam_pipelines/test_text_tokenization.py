@@ -26,7 +26,10 @@ def tokenizer(tokenizer_folder):
     return TextTokenizer(tokenizer_folder, add_bos=True, add_eos=True)
 
 
-@given(text=st.text(min_size=1, max_size=60) | st.lists(st.sampled_from(["<s>", "</s>", "<|im_end|>", " ", "a"])).map("".join))
+@given(
+    text=st.text(min_size=1, max_size=60)
+    | st.lists(st.sampled_from(["<s>", "</s>", "<|im_end|>", " ", "a"])).map("".join)
+)
 def test_special_tokens_inside_a_text_are_plain_text(tokenizer, tokenizer_folder, text):
     encoded = encode(tokenizer, text)
     if not text:
@@ -73,6 +76,6 @@ def test_a_token_that_is_asked_for_and_absent_is_an_error(tokenizer_folder, tmp_
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     tokenizer.bos_token = None
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="add_bos is on, but .* has no BOS token"):
+    with pytest.raises(ValueError, match=r"add_bos is on, but .* has no BOS token"):
         TextTokenizer(str(tmp_path), add_bos=True, add_eos=True)
     TextTokenizer(str(tmp_path), add_bos=False, add_eos=True)

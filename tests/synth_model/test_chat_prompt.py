@@ -252,3 +252,12 @@ def test_a_damaged_wording_is_named(tmp_path, content, message):
 def test_a_missing_wording_is_answered_with_those_there_are(name):
     with pytest.raises(ValueError, match=r"give one of \['english'"):
         load_wording(name)
+
+
+@pytest.mark.parametrize(
+    "completion", [" 1: Who?\nAnswer 1: He.", "** Who?\n**Answer:** He.", " Who?\n**Answer**: He."]
+)
+def test_numbered_and_bold_labels_are_labels(completion):
+    pairs = parse_chat_completion(completion, wording=load_wording("english"), is_cut=False)
+    assert [pair.response for pair in pairs] == ["He."]
+    assert pairs[0].instruction.endswith("Who?")

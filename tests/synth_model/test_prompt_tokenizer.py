@@ -114,5 +114,8 @@ def test_half_a_surrogate_pair_is_refused(tokenizer):
 
 def test_a_missing_tokenizer_is_named(tmp_path):
     folder = str(tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"There is no model folder '.*absent'"):
+        ModelTokenizer(folder)
+    (tmp_path / "absent").mkdir()
     with pytest.raises(ValueError, match=r"No tokenizer could be loaded from '.*absent'"):
         ModelTokenizer(folder)

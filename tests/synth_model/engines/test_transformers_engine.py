@@ -312,7 +312,7 @@ def test_a_cuda_device_that_is_not_there_is_an_error(config, monkeypatch):
 
 
 def test_a_missing_model_is_an_error(config, tmp_path):
-    with pytest.raises(ValueError, match=r"could be loaded from '.*absent'"):
+    with pytest.raises(ValueError, match=r"There is no model folder '.*absent'"):
         TransformersEngine(replace(config, model=str(tmp_path / "absent")))
     tiny_model.write_tokenizer(str(tmp_path / "tokenizer_alone"))
     with pytest.raises(ValueError, match=r"No model could be loaded from '.*tokenizer_alone'"):
