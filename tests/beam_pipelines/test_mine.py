@@ -185,7 +185,7 @@ def test_pack_takes_what_was_mined(mined, tokenizer_folder, tmp_path):
         (["--num_files", "0"], "num_files is 0; it must be at least 1"),
         (["--max_words=-1"], "max_words is -1; it must be at least 0"),
         (["--keywords.vocab_size", "7"], "keywords.vocab_size is 7"),
-        (["--keywords.general_tokenizer", "no/such-folder/there"], "No tokenizer could be loaded"),
+        (["--keywords.general_tokenizer", "no/such-folder/there"], "There is no model folder"),
         (["--bank", "klingon"], "no mining bank 'klingon'"),
         (["--", "--runer=FnApiRunner"], "Beam knows no option"),
     ],

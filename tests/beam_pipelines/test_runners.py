@@ -74,8 +74,8 @@ def test_in_another_order_and_in_other_files(expected, tokenizer_folder, tmp_pat
 
 def test_another_corpus_gives_other_bytes(expected, tokenizer_folder, tmp_path):
     corpus = write_jsonl(tmp_path / "corpus.jsonl", RECORDS[1:])
-    digests = run_both(tmp_path, corpus, tokenizer=tokenizer_folder)
-    assert not set(digests.values()) & set(expected.values())
+    # A file that held nothing of the document left out, nor of its chain, may well be the same.
+    assert run_both(tmp_path, corpus, tokenizer=tokenizer_folder) != expected
 
 
 @pytest.mark.slow

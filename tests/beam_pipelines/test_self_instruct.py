@@ -270,7 +270,7 @@ def pack_instructions(folder, tmp_path, tokenizer_folder):
         ({"instruction_sampling": LONG}, "instruction_sampling.temperature is 0: every draw"),
         ({"response_sampling": Sampling(max_new_tokens=2048)}, r"response_sampling.max_new_tokens \(2048\) leaves"),
         ({"engine": EngineConfig()}, "engine.model is empty"),
-        ({"engine": EngineConfig(model="/nowhere")}, "No tokenizer could be loaded from '/nowhere'"),
+        ({"engine": EngineConfig(model="/nowhere")}, "There is no model folder '/nowhere'"),
         ({"filters": InstructionFilterConfig(languages=["xx"])}, r"filters.languages has \['xx'\]"),
     ],
 )  # fmt: skip
