@@ -2,10 +2,11 @@
 
 ``python -m benchmarks.rendering TOKENIZER_FOLDER`` makes chains of three texts of English prose (the topics of Python's
 own manual, about 500 tokens each) with one pair of each kind, and takes turns: it renders all of them in the default
-config, then encodes the rendered texts as one batch with ``encode_batch_fast``. CPU time is measured, so that other
-work on the machine counts little. The figures are MB (10^6 bytes of rendered UTF-8) per second, medians over the turns,
-and the median of each turn's ratio of rendering time to tokenizing time. Rendering takes as long for a short text as
-for a long one, tokenizing takes the longer the longer the text, so the ratio falls with ``--chars``.
+config, then encodes the rendered texts as one batch with ``encode_batch_fast``. With ``--corpus FOLDER`` it takes the
+chains of an augmented corpus instead. CPU time is measured, so that other work on the machine counts little. The
+figures are MB (10^6 bytes of rendered UTF-8) per second, medians over the turns, and the median of each turn's ratio of
+rendering time to tokenizing time. Rendering takes as long for a short text as for a long one, tokenizing takes the
+longer the longer the text, so the ratio falls with ``--chars``.
 
 Cost: about a second a turn. Not measured here: reading chains, and a tokenizer with several threads.
 """
@@ -26,9 +27,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from pydoc_data.topics import topics
 
+import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
+from contracts.manifest import read_augmented_corpus_manifest
 from contracts.records import Chain, Document, Example, InstructionPair
+from contracts.schemas import chain_from_row
 from templates import render_chain
 
 NUM_TEXTS = 3
@@ -81,6 +85,17 @@ def make_chains(*, num_chains: int, num_chars: int) -> list[Chain]:
     return chains
 
 
+def read_chains(folder: str, *, num_chains: int) -> list[Chain]:
+    """The first chains of an augmented corpus."""
+    chains: list[Chain] = []
+    for entry in read_augmented_corpus_manifest(folder).parts:
+        for batch in pq.ParquetFile(os.path.join(folder, entry.path)).iter_batches(batch_size=256):
+            chains += map(chain_from_row, batch.to_pylist())
+            if len(chains) >= num_chains:
+                return chains[:num_chains]
+    return chains
+
+
 def render_all(chains: list[Chain], *, seed: int) -> list[str]:
     """The text of each chain."""
     return [render_chain(chain, seed=seed).text for chain in chains]
@@ -99,11 +114,15 @@ def main() -> None:
     parser.add_argument("tokenizer", help="folder with tokenizer.json")
     parser.add_argument("--chains", type=int, default=300)
     parser.add_argument("--chars", type=int, default=2000, help="characters of a passage")
+    parser.add_argument("--corpus", help="folder of an augmented corpus to take the chains from")
     parser.add_argument("--turns", type=int, default=7)
     args = parser.parse_args()
 
     tokenizer = Tokenizer.from_file(os.path.join(args.tokenizer, "tokenizer.json"))
-    chains = make_chains(num_chains=args.chains, num_chars=args.chars)
+    if args.corpus:
+        chains = read_chains(args.corpus, num_chains=args.chains)
+    else:
+        chains = make_chains(num_chains=args.chains, num_chars=args.chars)
     rendering, tokenizing, num_megabytes, num_tokens = [], [], 0.0, 0
     # The first turn loads the bank and fills the tokenizer's cache of words; it is not counted.
     for turn in range(args.turns + 1):
@@ -117,7 +136,12 @@ def main() -> None:
             tokenizing.append(tokenize_seconds)
 
     ratio = statistics.median(a / b for a, b in zip(rendering, tokenizing, strict=True))
-    print(f"{args.chains} chains of {NUM_TEXTS} texts, {num_megabytes:.2f} MB, {num_tokens} tokens, {args.turns} turns")
+    num_texts = sum(len(chain.examples) for chain in chains)
+    num_pairs = sum(len(example.pairs) for chain in chains for example in chain.examples)
+    print(
+        f"{len(chains)} chains, {num_texts} texts, {num_pairs} pairs, {num_megabytes:.2f} MB, {num_tokens} tokens, "
+        f"{args.turns} turns"
+    )
     print(f"rendering   {num_megabytes / statistics.median(rendering):8.2f} MB/s")
     print(f"tokenizing  {num_megabytes / statistics.median(tokenizing):8.2f} MB/s")
     print(f"ratio       {ratio:8.1%} of tokenizing time; at most {MAX_RATIO:.0%} is allowed")

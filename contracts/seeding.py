@@ -17,20 +17,22 @@ Name = str | int | bytes
 
 
 def _digest(seed: int, names: tuple[Name, ...], num_bytes: int) -> bytes:
-    digest = hashlib.blake2b(digest_size=num_bytes)
+    parts: list[bytes] = []
     for name in (seed, *names):
-        if isinstance(name, bool) or not isinstance(name, (str, int, bytes)):
-            raise TypeError(f"A name is a str, an int or bytes, not {name!r} ({type(name).__name__}).")
-        kind, data = (
-            (b"i", str(name).encode())
-            if isinstance(name, int)
-            else (b"s", name.encode("utf-8", "surrogatepass"))
-            if isinstance(name, str)
-            else (b"b", name)
-        )
         # Kind and length in front of each part, so that no two lists of names share an encoding.
-        digest.update(kind + str(len(data)).encode() + b":" + data)
-    return digest.digest()
+        if isinstance(name, str):
+            data = name.encode("utf-8", "surrogatepass")
+            parts.append(b"s%d:" % len(data))
+        elif isinstance(name, int) and not isinstance(name, bool):
+            data = b"%d" % name
+            parts.append(b"i%d:" % len(data))
+        elif isinstance(name, bytes):
+            data = name
+            parts.append(b"b%d:" % len(data))
+        else:
+            raise TypeError(f"A name is a str, an int or bytes, not {name!r} ({type(name).__name__}).")
+        parts.append(data)
+    return hashlib.blake2b(b"".join(parts), digest_size=num_bytes).digest()
 
 
 def stable_hash(seed: int, *names: Name) -> int:
