@@ -45,6 +45,12 @@ def run_command(arguments: Sequence[str]) -> int:
     }
     try:
         return commands[arguments[0]](arguments[0], arguments[1:])
+    except (KeyboardInterrupt, RuntimeError) as error:
+        # A runner passes the interrupt on as an error of the step that it met.
+        if isinstance(error, RuntimeError) and "KeyboardInterrupt" not in str(error):
+            raise
+        print("Interrupted. What is done is kept; run the same command again to go on.", file=sys.stderr)
+        return 130
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -91,6 +97,11 @@ def _pack(command: str, arguments: Sequence[str]) -> int:
 
 
 def _status(command: str, arguments: Sequence[str]) -> int:
+    # The folder may stand alone and --watch without a value, as people write them.
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--output", *arguments]
+    if arguments and arguments[-1] == "--watch":
+        arguments = [*arguments, "true"]
     from beam_pipelines import status
     from beam_pipelines.command_line import parse_command
 

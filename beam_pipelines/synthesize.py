@@ -146,7 +146,7 @@ def build_pipeline(pipeline: beam.Pipeline, config: SynthesizeConfig, run: Synth
     num_prompts = (
         states | "NumPending" >> beam.Map(lambda state: len(state.pending)) | "NumPrompts" >> beam.CombineGlobally(sum)
     )
-    _ = num_prompts | "WritePlan" >> beam.Map(
+    plan = num_prompts | "WritePlan" >> beam.Map(
         lambda num, output: journal.write_plan(output, num_prompts=num), config.output
     )
 
@@ -166,7 +166,8 @@ def build_pipeline(pipeline: beam.Pipeline, config: SynthesizeConfig, run: Synth
         else None
     )
     # A bucket of chains is one element of work to the grouping before; here chains are dealt out to the workers.
-    states = states | "DealChains" >> beam.Reshuffle()
+    # The plan as a side input makes them wait for it, so that progress has a total from the first completion on.
+    states = states | "AfterPlan" >> beam.Map(lambda state, _: state, AsList(plan)) | "DealChains" >> beam.Reshuffle()
     for number in range(1, config.chain_length + 1):
         states = states | f"Round{number}" >> SynthesizeRound(
             engine=config.engine,

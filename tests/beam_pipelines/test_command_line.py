@@ -225,3 +225,21 @@ def test_processes_end_with_a_message_and_a_status(corpus, tokenizer_folder, tmp
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("documents   2 = ")
     assert (output / "COMPLETED").exists()
+
+
+def test_status_takes_the_folder_alone_and_watch_without_a_value(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("beam_pipelines.status.main", lambda config: seen.append(config) or 0)
+    assert run_command(["status", str(tmp_path), "--watch"]) == 0
+    assert run_command(["status", "--output", str(tmp_path)]) == 0
+    assert [(config.output, config.watch) for config in seen] == [(str(tmp_path), True), (str(tmp_path), False)]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("KeyboardInterrupt [while running 'Generate']")])
+def test_an_interrupt_says_how_to_go_on(error, tmp_path, monkeypatch, capsys):
+    def interrupted(config):
+        raise error
+
+    monkeypatch.setattr("beam_pipelines.status.main", interrupted)
+    assert run_command(["status", str(tmp_path)]) == 130
+    assert "run the same command again" in capsys.readouterr().err
