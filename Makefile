@@ -81,7 +81,7 @@ golden: $(VENV)/.dev ## make the golden files anew; the commit says why
 constraints: $(VENV)/.dev ## make constraints.txt anew from setup.py, with the newest releases
 	@$(BIN)/pip install --quiet uv
 	{ sed '/^[^#]/,$$d' constraints.txt
-	  $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header --all-extras setup.py \
+	  $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header --extra dev --extra gcs --extra openvino setup.py \
 	    | grep -vE '^(nvidia-|cuda-|triton)'
 	} > constraints.txt.new
 	mv constraints.txt.new constraints.txt

@@ -5,9 +5,24 @@ stands in ``install_requires`` is therefore only what a worker of any pipeline n
 from setuptools import find_packages, setup
 
 # Near-duplicates and language identification; the first brings scipy, which no other worker needs.
-SELF_INSTRUCT = ["datasketch", "py3langid"]
-TEST = [*SELF_INSTRUCT, "hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "types-PyYAML"]
+FILTERS = ["datasketch", "py3langid"]
+ADAPTERS = ["peft"]
+ENDPOINT = ["openai"]
+S3 = ["s3fs"]
 TRAIN = ["accelerate", "gguf", "safetensors", "torch==2.13.0"]
+TEST = [
+    *FILTERS,
+    *ADAPTERS,
+    *ENDPOINT,
+    *S3,
+    "hypothesis",
+    "moto[server]",  # an S3 server of one's own
+    "mypy",
+    "pytest",
+    "pytest-timeout",
+    "ruff",
+    "types-PyYAML",
+]
 
 setup(
     name="instruction-pretraining",
@@ -43,9 +58,15 @@ setup(
         "zstandard",
     ],
     extras_require={
-        "transformers": ["safetensors", "torch==2.13.0"],
+        "transformers": ["psutil", "safetensors", "torch==2.13.0"],
         "train": TRAIN,
-        "self-instruct": SELF_INSTRUCT,
+        "adapters": ADAPTERS,
+        "endpoint": ENDPOINT,
+        "filters": FILTERS,
+        "openvino": ["openvino-genai"],
+        "s3": S3,
+        "gcs": ["gcsfs"],
+        "vllm": ["vllm"],
         "test": TEST,
         "dev": [*TRAIN, *TEST],
     },

@@ -18,7 +18,7 @@ _DESCRIPTIONS = {
     "self-instruct": "Lets an instruct model write general instructions and answer them.",
     "mine": "Mines reading-comprehension tasks from raw text, without a model.",
     "pack": "Renders, tokenizes, mixes and packs texts into shards for the trainer.",
-    "status": "Tells how far a synthesis is, from its output folder.",
+    "status": "Tells how far a run is, from its output folder.",
     "example-corpus": "Writes a small corpus from the language reference that Python carries.",
 }
 
@@ -56,13 +56,35 @@ def run_command(arguments: Sequence[str]) -> int:
         return 1
 
 
+def _with_flags(arguments: Sequence[str], *, flags: Sequence[str]) -> list[str]:
+    """Lets flags stand without a value, and with hyphens, as people write them; what is behind ``--`` is Beam's."""
+    own, separator, beam_arguments = list(arguments), [], []
+    if "--" in own:
+        position = own.index("--")
+        own, separator, beam_arguments = own[:position], ["--"], own[position + 1 :]
+    given = []
+    for argument, following in zip(own, [*own[1:], ""], strict=True):
+        if argument in flags:
+            given.append(f"--{argument[2:].replace('-', '_')}")
+            if following.lower() not in ("true", "false"):
+                given.append("true")
+        else:
+            given.append(argument)
+    return [*given, *separator, *beam_arguments]
+
+
 def _synthesize(command: str, arguments: Sequence[str]) -> int:
-    from beam_pipelines import synthesize
+    from beam_pipelines import dry_run, synthesize
     from beam_pipelines.command_line import parse_command
 
     config, beam_arguments = parse_command(
-        synthesize.SynthesizeConfig, command=command, description=_DESCRIPTIONS[command], arguments=arguments
+        synthesize.SynthesizeConfig,
+        command=command,
+        description=_DESCRIPTIONS[command],
+        arguments=_with_flags(arguments, flags=("--dry-run", "--dry_run")),
     )
+    if config.dry_run:
+        return dry_run.main(config, beam_arguments)
     return synthesize.main(config, beam_arguments)
 
 
@@ -97,11 +119,10 @@ def _pack(command: str, arguments: Sequence[str]) -> int:
 
 
 def _status(command: str, arguments: Sequence[str]) -> int:
-    # The folder may stand alone and --watch without a value, as people write them.
+    # The folder may stand alone, as people write it.
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--output", *arguments]
-    if arguments and arguments[-1] == "--watch":
-        arguments = [*arguments, "true"]
+    arguments = _with_flags(arguments, flags=("--watch", "--json"))
     from beam_pipelines import status
     from beam_pipelines.command_line import parse_command
 

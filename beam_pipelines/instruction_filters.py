@@ -12,8 +12,7 @@ Cost: linear in the length of the text; the language takes about a third of a mi
 second for the classifier's load. Not done here: duplicates (`beam_pipelines.near_duplicates`), and judging whether a
 response is right.
 
-Sources: Xu et al. 2024 (arXiv 2406.08464), section 2.2, for filtering what a model asks itself; Lui and Baldwin 2012
-(langid.py, ACL demo) for the classifier.
+Sources: Xu et al. 2024 (arXiv 2406.08464), section 2.2, for filtering what a model asks itself.
 """
 
 from __future__ import annotations
@@ -21,10 +20,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
 
 from synth_model.generation import Completion
+from synth_model.language_identification import known_languages, language_probability
 
 _UNIT = re.compile(r"[\u0e00-\u0e7f\u2e80-\u9fff\uf900-\ufaff]|[^\W\u0e00-\u0e7f\u2e80-\u9fff\uf900-\ufaff]+")
 _NGRAM_UNITS = 3
@@ -86,9 +84,9 @@ def check_languages(languages: Sequence[str]) -> None:
     """
     if not languages:
         return
-    unknown = sorted(set(languages) - set(_classifier().labels))
+    unknown = sorted(set(languages) - set(known_languages()))
     if unknown:
-        raise ValueError(f"filters.languages has {unknown}; known codes are {', '.join(_classifier().labels)}.")
+        raise ValueError(f"filters.languages has {unknown}; known codes are {', '.join(known_languages())}.")
 
 
 def refuse_instruction(
@@ -156,20 +154,3 @@ def repetition(text: str) -> float:
     units = _UNIT.findall(text.casefold())
     ngrams = [tuple(units[start : start + _NGRAM_UNITS]) for start in range(len(units) - _NGRAM_UNITS + 1)]
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
-
-
-def language_probability(text: str, *, languages: Sequence[str]) -> float:
-    """The probability, from 0 to 1, that a text is in one of the languages."""
-    return float(sum(probability for code, probability in _classifier().rank(text) if code in languages))
-
-
-@lru_cache(maxsize=1)
-def _classifier() -> Any:
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError as error:
-        raise ValueError(
-            "filters.languages needs the package py3langid: install this project with its extra self-instruct, or "
-            "give no languages."
-        ) from error
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -144,7 +144,7 @@ def build_pipeline(pipeline: beam.Pipeline, config: MineConfig, run: MiningRun) 
         >> beam.Map(
             _complete,
             num_records=AsSingleton(record_counts | "NumRecords" >> beam.CombineGlobally(sum)),
-            parts_of_split_documents=AsList(split_counts),
+            documents_by_num_parts=AsDict(split_counts | "DocumentsByNumParts" >> beam.combiners.Count.PerElement()),
             chains=AsList(chain_reports),
             rejects=AsList(reject_reports),
             num_tasks=AsDict(kinds | "NumTasks" >> beam.combiners.Count.PerElement()),
@@ -160,7 +160,7 @@ def _complete(
     output: str,
     *,
     num_records: int,
-    parts_of_split_documents: Sequence[int],
+    documents_by_num_parts: Mapping[int, int],
     chains: Sequence[ChainsReport],
     rejects: Sequence[RejectsReport],
     num_tasks: Mapping[str, int],
@@ -171,7 +171,7 @@ def _complete(
 ) -> str:
     manifest = augmented_corpus_manifest(
         num_records=num_records,
-        parts_of_split_documents=parts_of_split_documents,
+        documents_by_num_parts=documents_by_num_parts,
         chains=chains,
         rejects=rejects,
         synthesizer_id=synthesizer_id,

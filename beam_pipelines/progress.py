@@ -1,7 +1,8 @@
-"""Shows how far a synthesis is while it runs, from its journal, whatever the runner.
+"""Shows how far a run is while its pipeline runs, from its journal, whatever the runner.
 
-A thread lists the journal twice a second at most and draws a bar with rate and time left; where there is no terminal
-it prints a line at every tenth of the work. `watch` does the same for a run that some other process is doing.
+A thread looks at the journal and draws a bar with rate and time left; where there is no terminal it prints a line at
+every tenth of the work. Listing a journal of many files takes a while, and costs money on an object store: it is done
+once a second at most, and for no more than a tenth of the time.
 """
 
 from __future__ import annotations
@@ -12,28 +13,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from beam_pipelines import journal
-from contracts import storage
-from contracts.artifact import COMPLETED_FILE
 
-_SECONDS_BETWEEN_LISTINGS = 1.0
+_MIN_SECONDS_BETWEEN_LOOKS = 1.0
+_SHARE_OF_TIME = 0.1
+
+
+def follow(output: str, *, stop: threading.Event) -> Iterator[journal.Progress]:
+    """The progress of the run in ``output``, again and again; once more after ``stop`` is set, then the end."""
+    is_last = False
+    while True:
+        started = time.monotonic()
+        progress = journal.read_progress(output)
+        seconds = time.monotonic() - started
+        yield progress
+        if is_last:
+            return
+        is_last = stop.wait(max(_MIN_SECONDS_BETWEEN_LOOKS, seconds / _SHARE_OF_TIME))
 
 
 @contextmanager
 def show_progress(output: str, *, console: Console, label: str = "synthesizing") -> Iterator[None]:
     """Shows the progress of the run in ``output`` until the block ends."""
     stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(output, console, label, stop), daemon=True)
+    thread = threading.Thread(target=_show, args=(output, console, label, stop), daemon=True)
     thread.start()
     try:
         yield
@@ -42,44 +47,46 @@ def show_progress(output: str, *, console: Console, label: str = "synthesizing")
         thread.join()
 
 
-def watch(output: str, *, console: Console) -> None:
-    """Follows the run in ``output`` until everything planned is done or the run is complete."""
-    _follow(output, console, "synthesizing", threading.Event())
-
-
-def _follow(output: str, console: Console, label: str, stop: threading.Event) -> None:
-    start = journal.read_progress(output)
-    started = time.monotonic()
+def _show(output: str, console: Console, label: str, stop: threading.Event) -> None:
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[speed]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
         transient=False,
     ) as bar:
-        task = bar.add_task(label, total=None, rate="")
+        task = bar.add_task(label, total=None, speed="")
         last_tenth = -1
-        while True:
-            is_last = stop.wait(_SECONDS_BETWEEN_LISTINGS)
-            now = journal.read_progress(output)
-            seconds = time.monotonic() - started
-            rate = f"{(now.num_new_tokens - start.num_new_tokens) / seconds:.0f} tokens/s"
-            bar.update(task, completed=now.num_done, total=now.num_planned, rate=rate)
-            if now.num_planned and not console.is_terminal:
-                tenth = 10 * now.num_done // now.num_planned
+        for progress in follow(output, stop=stop):
+            num_over = progress.num_done + progress.num_failed
+            bar.update(task, completed=num_over, total=progress.num_planned, speed=_speed(progress))
+            if progress.num_planned and not console.is_terminal:
+                tenth = 10 * num_over // progress.num_planned
                 if tenth > last_tenth:
-                    done = now.num_done - start.num_done
-                    left = (now.num_planned - now.num_done) * seconds / done if done else 0
-                    eta = f", about {left:.0f} s left" if left > 0 else ""
-                    console.print(f"{label}: {now.num_done}/{now.num_planned} texts, {rate}{eta}")
+                    speed = f", {_speed(progress)}" if _speed(progress) else ""
+                    console.print(f"{label}: {num_over}/{progress.num_planned} prompts{speed}")
                     last_tenth = tenth
-            # Prompts that failed are planned but never done; what ends such a run is its completion.
-            is_done = now.num_planned is not None and now.num_done >= now.num_planned
-            if is_last or is_done or storage.exists(storage.join(output, COMPLETED_FILE)):
-                return
+
+
+def _speed(progress: journal.Progress) -> str:
+    if progress.new_tokens_per_second is None:
+        return ""
+    rate = f"{progress.new_tokens_per_second:.0f} tokens/s"
+    return rate if progress.seconds_left is None else f"{rate}, about {describe_seconds(progress.seconds_left)} left"
+
+
+def describe_seconds(seconds: float) -> str:
+    """A time span for people: its two largest units."""
+    whole = round(seconds)
+    days, hours, minutes = whole // 86_400, whole // 3600 % 24, whole // 60 % 60
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    if minutes:
+        return f"{minutes} min {whole % 60} s"
+    return f"{whole} s"

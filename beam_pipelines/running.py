@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.runners.runner import PipelineResult
 
 _WHERE = re.compile(r"\s*\[while running '.*", re.DOTALL)
 
@@ -16,8 +17,8 @@ def runner_name(options: PipelineOptions) -> str:
     return str(options.view_as(StandardOptions).runner or "DirectRunner").rsplit(".", 1)[-1]
 
 
-def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None]) -> None:
-    """Builds a pipeline, runs it and waits.
+def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None]) -> PipelineResult:
+    """Builds a pipeline, runs it, waits, and returns its result, for its metrics.
 
     Args:
         options: Beam's options.
@@ -30,13 +31,15 @@ def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None
     pipeline = beam.Pipeline(options=options)
     build(pipeline)
     try:
-        pipeline.run().wait_until_finish()
+        result = pipeline.run()
+        result.wait_until_finish()
     except Exception as error:
         # Runners wrap what a step raised, some as another type and with the worker's traceback as text.
         message = _value_error_message(error)
         if message is None:
             raise
         raise ValueError(message) from error
+    return result
 
 
 def _value_error_message(error: Exception) -> str | None:

@@ -30,12 +30,16 @@ from rich.console import Console
 from beam_pipelines import journal, near_duplicates
 from beam_pipelines.command_line import beam_options, config_as_json
 from beam_pipelines.engine_identity import check_engine, identify_model
+from beam_pipelines.inference_config import InferenceConfig
+from beam_pipelines.inference_metrics import describe_figures, read_figures
 from beam_pipelines.instruction_filters import InstructionFilterConfig, Refusal, check_languages
+from beam_pipelines.journal import JournalWriter
 from beam_pipelines.model_handler import EngineModelHandler
 from beam_pipelines.progress import show_progress
 from beam_pipelines.running import run_pipeline, runner_name
 from beam_pipelines.transforms.answer_instructions import AnswerInstructions
 from beam_pipelines.transforms.draw_instructions import DrawInstructions, reject_draw
+from beam_pipelines.transforms.read_journal import ReadJournal
 from beam_pipelines.transforms.remove_near_duplicates import Duplicate, RemoveNearDuplicates
 from beam_pipelines.transforms.write_instructions import WriteInstructions
 from beam_pipelines.transforms.write_rejects import WriteRejects
@@ -64,6 +68,7 @@ class SelfInstructConfig:
         instruction_sampling: How tokens of instructions are drawn; its seed decides which instructions come.
         response_sampling: How tokens of responses are chosen.
         filters: What instructions and responses must pass.
+        inference: How the inference steps run.
     """
 
     output: str
@@ -73,6 +78,7 @@ class SelfInstructConfig:
     instruction_sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=256, temperature=1.0))
     response_sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=1024))
     filters: InstructionFilterConfig = field(default_factory=InstructionFilterConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
 
     def check(self) -> None:
         """Refuses what cannot work, before any work.
@@ -84,6 +90,7 @@ class SelfInstructConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         self.engine.check()
+        self.inference.check()
         for name in ("instruction_sampling", "response_sampling"):
             if getattr(self, name).max_new_tokens >= self.engine.context_length:
                 raise ValueError(
@@ -103,11 +110,13 @@ class SelfInstructRun:
 
     Args:
         model_id: The model's name and a hash of what identifies its content.
-        journal_segments: Files of the journal that an earlier start of the same run left.
+        start_id: What tells this start of the run from others.
+        has_journal: Whether an earlier start of the same run left completions.
     """
 
     model_id: str
-    journal_segments: tuple[str, ...] = ()
+    start_id: str
+    has_journal: bool = False
 
 
 def plan_model(config: SelfInstructConfig, *, runner: str) -> str:
@@ -134,18 +143,12 @@ def build_pipeline(pipeline: beam.Pipeline, config: SelfInstructConfig, run: Sel
             sampling=sampling,
             model_id=run.model_id,
             model_identifier=model_identifier,
-            output=config.output,
+            journal_writer=JournalWriter(config.output, start_id=run.start_id),
+            inference=config.inference,
         )
         for sampling in (config.instruction_sampling, config.response_sampling)
     )
-    earlier = (
-        pipeline
-        | "JournalFiles" >> beam.Create(list(run.journal_segments))
-        | "DealJournal" >> beam.Reshuffle()
-        | "ReadJournal" >> beam.FlatMap(journal.read_segment)
-        if run.journal_segments
-        else None
-    )
+    earlier = pipeline | "ReadJournal" >> ReadJournal(output=config.output) if run.has_journal else None
     drawn, refused = pipeline | "DrawInstructions" >> DrawInstructions(
         num_draws=config.num_draws,
         engine=config.engine,
@@ -186,18 +189,24 @@ def build_pipeline(pipeline: beam.Pipeline, config: SelfInstructConfig, run: Sel
             rejects=AsList(rejects),
             num_draws=config.num_draws,
             model_id=run.model_id,
-            config=config_as_json(config),
+            start_id=run.start_id,
+            config=_settings_of_the_result(config),
         )
     )
 
 
+def _settings_of_the_result(config: SelfInstructConfig) -> dict[str, Any]:
+    settings = {**config_as_json(config), "engine": config.engine.settings_of_the_result()}
+    return {name: value for name, value in settings.items() if name != "inference"}
+
+
 def _reject_duplicate(duplicate: Duplicate, model_id: str) -> Reject:
     return reject_draw(
-        duplicate.number,
+        duplicate.text_id,
         stage="duplicates",
         refusal=Refusal(
             reason="near_duplicate" if duplicate.similarity < 1 else "duplicate",
-            detail=f"similarity {duplicate.similarity:.3f} to draw {duplicate.other}",
+            detail=f"similarity {duplicate.similarity:.3f} to draw {duplicate.other_id}",
         ),
         model_id=model_id,
         text=duplicate.text,
@@ -211,8 +220,10 @@ def _complete(
     rejects: Sequence[RejectsReport],
     num_draws: int,
     model_id: str,
+    start_id: str,
     config: Mapping[str, Any],
 ) -> str:
+    journal.check_start(output, start_id=start_id)
     manifest = InstructionCorpusManifest(
         model_id=model_id,
         num_draws=num_draws,
@@ -237,20 +248,25 @@ def self_instruct(
     model_id = plan_model(config, runner=runner_name(options))
     state = claim_output(
         config.output,
-        run=describe_run(command="self-instruct", config=config_as_json(config), inputs={"model": model_id}),
+        run=describe_run(
+            command="self-instruct",
+            config=_settings_of_the_result(config),
+            inputs={"model": model_id},
+        ),
     )
     if state == "completed":
         console.print(f"{config.output} is complete already; nothing to do.")
         return read_instruction_corpus_manifest(config.output)
     # At most so many; how many instructions are answered is known once all of them are drawn.
     journal.write_plan(config.output, num_prompts=2 * config.num_draws)
-    segments = tuple(journal.list_segments(config.output))
-    if segments:
-        num_done = journal.read_progress(config.output).num_done
+    start_id = journal.begin(config.output)
+    num_done = journal.read_progress(config.output).num_done
+    if num_done:
         console.print(f"Going on with an earlier start: {num_done} completions are in the journal already.")
-    run = SelfInstructRun(model_id=model_id, journal_segments=segments)
+    run = SelfInstructRun(model_id=model_id, start_id=start_id, has_journal=num_done > 0)
     with show_progress(config.output, console=console, label="instructions and responses"):
-        run_pipeline(options, lambda pipeline: build_pipeline(pipeline, config, run))
+        result = run_pipeline(options, lambda pipeline: build_pipeline(pipeline, config, run))
+    console.print(describe_figures(read_figures(result.metrics())))
     return read_instruction_corpus_manifest(config.output)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from contracts.manifest import AugmentedCorpusManifest, DocumentAccounts, FileEntry
 from contracts.records import Chain, Reject
+from contracts.score_histograms import ScoreHistogram
 
 GATE_STAGE = "gate"
 """The stage of rejects that are pairs: the text that they belong to goes on without them."""
@@ -69,14 +70,18 @@ def sum_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 def augmented_corpus_manifest(
     *,
     num_records: int,
-    parts_of_split_documents: Sequence[int],
+    documents_by_num_parts: Mapping[int, int],
     chains: Sequence[ChainsReport],
     rejects: Sequence[RejectsReport],
+    pair_scores: Mapping[str, ScoreHistogram] | None = None,
     synthesizer_id: str,
     inputs: Mapping[str, str],
     config: Mapping[str, Any],
 ) -> AugmentedCorpusManifest:
-    """The manifest of an augmented corpus from the reports of its files and the counts of its input."""
+    """The manifest of an augmented corpus from the reports of its files and the counts of its input.
+
+    ``documents_by_num_parts`` counts the documents that were split, by how many parts each gave.
+    """
     all_rejects = sum_counts(report.by_reason for report in rejects)
     rejected_pairs = {key: count for key, count in all_rejects.items() if key.startswith(f"{GATE_STAGE}/")}
     rejected_by_reason = {key: count for key, count in all_rejects.items() if key not in rejected_pairs}
@@ -84,8 +89,8 @@ def augmented_corpus_manifest(
         synthesizer_id=synthesizer_id,
         accounts=DocumentAccounts(
             num_records=num_records,
-            num_documents_split=len(parts_of_split_documents),
-            num_parts=sum(parts_of_split_documents),
+            num_documents_split=sum(documents_by_num_parts.values()),
+            num_parts=sum(num_parts * count for num_parts, count in documents_by_num_parts.items()),
             num_augmented=sum(report.num_augmented for report in chains),
             num_kept_raw=sum(report.num_kept_raw for report in chains),
             num_rejected=sum(rejected_by_reason.values()),
@@ -94,6 +99,7 @@ def augmented_corpus_manifest(
         num_chains=sum(report.entry.num_rows for report in chains),
         num_pairs=sum(report.num_pairs for report in chains),
         rejected_pairs_by_reason=rejected_pairs,
+        pair_scores=dict(sorted((pair_scores or {}).items())),
         num_prompt_tokens=sum(report.num_prompt_tokens for report in chains),
         num_new_tokens=sum(report.num_new_tokens for report in chains),
         finish_reasons=sum_counts(report.finish_reasons for report in chains),

@@ -39,11 +39,19 @@ def describe_run(
 
 
 def claim_output(folder: str, *, run: Mapping[str, Any]) -> OutputState:
-    """Takes an output folder for a run, before any work.
+    """Takes an output folder for a run, before any work: as `inspect_output`, but a free folder is then the run's."""
+    state = inspect_output(folder, run=run)
+    if state == "fresh":
+        storage.write_json(storage.join(folder, RUN_FILE), run)
+    return state
+
+
+def inspect_output(folder: str, *, run: Mapping[str, Any]) -> OutputState:
+    """Whether an output folder can take a run; writes nothing.
 
     Returns:
-        ``"fresh"`` when the folder was free and is now the run's, ``"resume"`` when the same run had started there,
-        ``"completed"`` when the same run had finished there.
+        ``"fresh"`` when the folder is free, ``"resume"`` when the same run has started there, ``"completed"`` when the
+        same run has finished there.
 
     Raises:
         ValueError: The folder holds another run, or files of no run; the message says what differs and what to do.
@@ -57,7 +65,6 @@ def claim_output(folder: str, *, run: Mapping[str, Any]) -> OutputState:
                 f"The output folder {folder} already holds files that belong to no run of this tool "
                 f"(such as {strangers[0]}). Choose another folder or empty this one."
             )
-        storage.write_json(storage.join(folder, RUN_FILE), run)
         return "fresh"
     try:
         earlier = json.loads(text)

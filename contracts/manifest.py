@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from contracts import storage
 from contracts.artifact import MANIFEST_FILE, completed_fingerprint, mark_completed
+from contracts.score_histograms import ScoreHistogram
 
 SCHEMA_VERSION = 1
 
@@ -78,6 +79,7 @@ class AugmentedCorpusManifest:
     """What an augmented corpus holds, how it was made, and where its input went.
 
     The files of rejects hold the rejected records and texts of the accounts, and the pairs that failed a gate.
+    ``pair_scores`` gives by gate how the scores of the pairs are distributed, those that failed included.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -86,6 +88,7 @@ class AugmentedCorpusManifest:
     num_chains: int
     num_pairs: int
     rejected_pairs_by_reason: Mapping[str, int] = field(default_factory=dict)
+    pair_scores: Mapping[str, ScoreHistogram] = field(default_factory=dict)
     num_prompt_tokens: int
     num_new_tokens: int
     finish_reasons: Mapping[str, int]
@@ -315,6 +318,12 @@ def read_augmented_corpus_manifest(folder: str) -> AugmentedCorpusManifest:
                 "accounts": DocumentAccounts(**raw["accounts"]),
                 "parts": tuple(FileEntry(**entry) for entry in raw["parts"]),
                 "rejects": tuple(FileEntry(**entry) for entry in raw["rejects"]),
+                "pair_scores": {
+                    name: ScoreHistogram(
+                        edges=tuple(scores["edges"]), counts=tuple(scores["counts"]), num_failed=scores["num_failed"]
+                    )
+                    for name, scores in raw["pair_scores"].items()
+                },
             }
         )
     return _verified(folder, manifest)

@@ -8,6 +8,7 @@ Source: fsspec's file system interface (https://filesystem-spec.readthedocs.io).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -48,6 +49,8 @@ def _file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def exists(url: str) -> bool:
     """Whether a file or folder of that name is there."""
     fs, path = _file_system(url)
+    # As in `list_files`: another process may have made it since the folder was listed here.
+    fs.invalidate_cache(path)
     return bool(fs.exists(path))
 
 
@@ -200,6 +203,13 @@ def read_json(url: str) -> Any:
         return json.loads(read_bytes(url))
     except ValueError as error:
         raise ValueError(f"{url} is not valid JSON: {error}.") from error
+
+
+def remove_file(url: str) -> None:
+    """Removes a file; a missing one is fine."""
+    fs, path = _file_system(url)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm_file(path)
 
 
 def remove_folder(url: str) -> None:

@@ -2,7 +2,8 @@
 
 The wording is data (``prompts/*.yaml`` or a file of the user's): a system message, the request behind a text, and the
 labels that begin an instruction and a response. Earlier examples of a chain stand as earlier turns of the
-conversation, so the model sees its own format; few-shot examples of the file stand before those.
+conversation, so the model sees its own format; few-shot examples of the file (`synth_model.few_shot_examples`) stand
+before those.
 
 Reading a completion: a line that begins with the question label opens a pair, one that begins with the answer label
 opens its response, other lines continue what is open. A completion that was cut by its length loses its last pair.
@@ -13,14 +14,14 @@ from __future__ import annotations
 import importlib.resources
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from typing import Any
 
 import yaml
 
 from contracts import storage
 from contracts.records import Document, Example, InstructionPair
+from synth_model.few_shot_examples import EXAMPLES, EXAMPLES_BY_SOURCE, FewShotExamples, parse_examples
 from synth_model.generation import ChatMessage, Prompt
 from synth_model.markup import escape, unescape
 
@@ -38,14 +39,14 @@ class ChatPromptWording:
         request: The user's turn; ``{text}`` stands for the text, which is inserted, never formatted.
         question_label: Begins an instruction, for example ``Question:``.
         answer_label: Begins a response.
-        examples: Few-shot examples: each a text with its pairs.
+        examples: Few-shot examples, perhaps by source.
     """
 
     system: str
     request: str
     question_label: str
     answer_label: str
-    examples: tuple[Example, ...] = ()
+    examples: FewShotExamples = field(default_factory=FewShotExamples)
 
 
 def load_wording(name_or_path: str) -> ChatPromptWording:
@@ -77,44 +78,25 @@ def _parse_wording(content: str, *, origin: str) -> ChatPromptWording:
         raw = yaml.safe_load(content)
     except yaml.YAMLError as error:
         raise ValueError(f"The chat prompt {origin!r} is not valid YAML: {error}") from error
-    allowed = {field.name for field in fields(ChatPromptWording)}
-    if not isinstance(raw, dict) or set(raw) - allowed or (allowed - {"examples"}) - set(raw):
+    optional = {EXAMPLES, EXAMPLES_BY_SOURCE}
+    required = {field.name for field in fields(ChatPromptWording)} - optional
+    if not isinstance(raw, dict) or set(raw) - required - optional or required - set(raw):
         given = sorted(map(str, raw)) if isinstance(raw, dict) else type(raw).__name__
         raise ValueError(
-            f"The chat prompt {origin!r} must have the keys {sorted(allowed)} (examples optional), not {given}."
+            f"The chat prompt {origin!r} must have the keys {sorted(required)} and may have {sorted(optional)}; "
+            f"it has {given}."
         )
-    for key in allowed - {"examples"}:
+    for key in sorted(required):
         if not isinstance(raw[key], str) or not raw[key].strip():
             raise ValueError(f"The chat prompt {origin!r}: {key} must be a text that is not empty, not {raw[key]!r}.")
     if raw["request"].count(_TEXT_FIELD) != 1:
         raise ValueError(f"The chat prompt {origin!r}: request must hold {_TEXT_FIELD} exactly once.")
-    if not isinstance(raw.get("examples") or [], list):
-        raise ValueError(f"The chat prompt {origin!r}: examples must be a list, not {raw['examples']!r}.")
     return ChatPromptWording(
         system=raw["system"].strip(),
         request=raw["request"].strip("\n"),
         question_label=raw["question_label"].strip(),
         answer_label=raw["answer_label"].strip(),
-        examples=tuple(_parse_example(entry, origin=origin) for entry in raw.get("examples") or ()),
-    )
-
-
-def _parse_example(entry: Any, *, origin: str) -> Example:
-    try:
-        text, pairs = entry["text"], [(pair["question"], pair["answer"]) for pair in entry["pairs"]]
-        is_complete = bool(pairs) and all(part is not None and str(part).strip() for part in (text, *sum(pairs, ())))
-    except (TypeError, KeyError):
-        is_complete = False
-    if not is_complete:
-        raise ValueError(
-            f"The chat prompt {origin!r}: an example needs text and pairs of question and answer; got {entry!r}."
-        )
-    return Example(
-        document=Document(doc_id="", source="", text=str(text).strip()),
-        pairs=tuple(
-            InstructionPair(instruction=str(question).strip(), response=str(answer).strip())
-            for question, answer in pairs
-        ),
+        examples=parse_examples(raw, origin=f"The chat prompt {origin!r}"),
     )
 
 
@@ -123,7 +105,7 @@ def build_chat_prompt(
 ) -> Prompt:
     """The conversation that asks for pairs about a document, behind the earlier examples of its chain, oldest first."""
     messages = [ChatMessage(role="system", content=wording.system)]
-    for example in (*wording.examples, *examples):
+    for example in (*wording.examples.for_source(document.source), *examples):
         messages.append(_request(example.document, wording, special_tokens))
         messages.append(
             ChatMessage(role="assistant", content=escape(_render_pairs(example.pairs, wording), tokens=special_tokens))

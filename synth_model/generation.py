@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 from contracts.seeding import stable_hash
 from contracts.storage import json_sha256
@@ -27,12 +27,15 @@ class Prompt:
         messages: The conversation; empty for a string.
         response_prefix: How the model's turn begins, behind a conversation; not repeated in the completion.
         draw: Which of several completions of the same words is meant; with a temperature, each draw has its own.
+        num_tokens: Its length by the model's tokenizer, where that was counted: what batches are made by. It follows
+            from the rest, and is no part of the prompt's identity.
     """
 
     text: str = ""
     messages: tuple[ChatMessage, ...] = ()
     response_prefix: str = ""
     draw: int = 0
+    num_tokens: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         assert bool(self.text) != bool(self.messages), "a prompt is a string or a conversation"
@@ -119,7 +122,7 @@ class Engine(Protocol):
 
 def completion_key(prompt: Prompt, *, model_id: str, sampling: Sampling) -> str:
     """The identity of a completion: a hash of model, sampling and prompt (64 hexadecimal characters)."""
-    return json_sha256({"model": model_id, "sampling": asdict(sampling), "prompt": asdict(prompt)})
+    return json_sha256({"model": model_id, "sampling": asdict(sampling), "prompt": _identity(prompt)})
 
 
 def prompt_seed(prompt: Prompt, *, sampling: Sampling) -> int:
@@ -127,4 +130,8 @@ def prompt_seed(prompt: Prompt, *, sampling: Sampling) -> int:
 
     It depends on nothing else, so that a completion is the same in whatever batch and order its prompt comes.
     """
-    return stable_hash(sampling.seed, "prompt", json_sha256(asdict(prompt))) >> 1
+    return stable_hash(sampling.seed, "prompt", json_sha256(_identity(prompt))) >> 1
+
+
+def _identity(prompt: Prompt) -> dict[str, Any]:
+    return {name: value for name, value in asdict(prompt).items() if name != "num_tokens"}

@@ -16,7 +16,8 @@ from synth_model.generation import ChatMessage, Prompt
 # Stands for the user's words when a chat template is asked what stands before them.
 _USER_WORDS = "6f1c0d0e-the-words-of-the-user"
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+# What may name a model of the hub.
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
 class ModelTokenizer:
@@ -33,7 +34,7 @@ class ModelTokenizer:
     def __init__(self, name_or_path: str, *, trust_remote_code: bool = False) -> None:
         from transformers import AutoTokenizer
 
-        if not os.path.isdir(name_or_path) and not _HUB_NAME.match(name_or_path):
+        if not os.path.isdir(name_or_path) and not HUB_NAME.match(name_or_path):
             raise ValueError(f"There is no model folder {name_or_path!r}, and it is no hub name (owner/model).")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)

@@ -248,7 +248,7 @@ def read_tasks(config: TasksConfig) -> AugmentedCorpusManifest:
         config.output,
         augmented_corpus_manifest(
             num_records=num_records,
-            parts_of_split_documents=(),
+            documents_by_num_parts={},
             chains=chains,
             rejects=rejects,
             synthesizer_id=synthesizer_id,

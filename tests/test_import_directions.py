@@ -20,7 +20,7 @@ CONTRACTS_NEED_ONLY = {"numpy", "pyarrow", "fsspec"}
 # Libraries that one package alone may import.
 ONLY_IN = {"apache_beam": "beam_pipelines", "accelerate": "trainer"}
 # What takes a GPU or seconds to import: in these packages inside functions only.
-HEAVY = {"torch", "transformers", "vllm"}
+HEAVY = {"openai", "peft", "torch", "transformers", "vllm"}
 HEAVY_INSIDE_FUNCTIONS = {"synth_model", "beam_pipelines"}
 
 

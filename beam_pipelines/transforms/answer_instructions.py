@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
@@ -44,15 +44,23 @@ class AnswerInstructions(beam.PTransform):
         """The instruction is the only turn of a conversation, behind the model's own system turn if it has one."""
         return (
             instructions
-            | "Prompt" >> beam.Map(_prompt_for_response)
+            | "Prompt" >> beam.ParDo(_PromptForResponse(self.engine))
             | "Complete" >> CompletePrompts(model_handler=self.model_handler, journal=self.journal)
             | "Filter"
             >> beam.ParDo(_FilterResponse(self.engine, self.filters, self.model_id)).with_outputs(REJECTS, main=PAIRS)
         )
 
 
-def _prompt_for_response(instruction: tuple[int, str]) -> tuple[tuple[int, str], Prompt]:
-    return instruction, Prompt(messages=(ChatMessage(role="user", content=instruction[1]),))
+class _PromptForResponse(beam.DoFn):
+    def __init__(self, engine: EngineConfig) -> None:
+        self._engine = engine
+
+    def setup(self) -> None:
+        self._tokenizer = load_tokenizer(self._engine)
+
+    def process(self, instruction: tuple[int, str]) -> Iterable[tuple[tuple[int, str], Prompt]]:
+        prompt = Prompt(messages=(ChatMessage(role="user", content=instruction[1]),))
+        yield instruction, replace(prompt, num_tokens=self._tokenizer.count([prompt])[0])
 
 
 class _FilterResponse(beam.DoFn):

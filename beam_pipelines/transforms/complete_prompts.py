@@ -10,6 +10,7 @@ import apache_beam as beam
 from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
 from apache_beam.pvalue import TaggedOutput
 
+from beam_pipelines.inference_metrics import count_from_journal
 from beam_pipelines.model_handler import EngineModelHandler
 from synth_model.generation import Prompt
 
@@ -55,4 +56,8 @@ def _look_up(joined: tuple[str, dict[str, Iterable[Any]]]) -> Iterable[Any]:
     # Equal prompts may have been completed more than once; which of their completions counts must not depend on order.
     completion = min(joined[1]["completions"], key=astuple, default=None)
     for waiting, prompt in joined[1]["requests"]:
-        yield TaggedOutput(_MISSING, (waiting, prompt)) if completion is None else (waiting, completion)
+        if completion is None:
+            yield TaggedOutput(_MISSING, (waiting, prompt))
+        else:
+            count_from_journal()
+            yield waiting, completion

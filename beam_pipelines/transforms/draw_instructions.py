@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
@@ -78,10 +78,12 @@ class _PromptForInstruction(beam.DoFn):
         self._engine = engine
 
     def setup(self) -> None:
-        self._user_turn_start = load_tokenizer(self._engine).user_turn_start()
+        tokenizer = load_tokenizer(self._engine)
+        text = tokenizer.user_turn_start()
+        self._prompt = Prompt(text=text, num_tokens=tokenizer.count([Prompt(text=text)])[0])
 
     def process(self, number: int) -> Iterable[tuple[int, Prompt]]:
-        yield number, Prompt(text=self._user_turn_start, draw=number)
+        yield number, replace(self._prompt, draw=number)
 
 
 class _FilterInstruction(beam.DoFn):

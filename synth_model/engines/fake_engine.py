@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from contracts.seeding import hash_fraction, rng
 from synth_model.generation import Completion, Failure, Outcome, Prompt, Sampling, prompt_seed
 from synth_model.markup import escape
+from synth_model.scoring import Score, ScoringOutcome, ScoringRequest
 from synth_model.wire_format import CONTEXT, END_CONTEXT, MARKUP
 
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -32,7 +33,7 @@ class FakeOptions:
         seed: Another seed gives other answers.
         max_pairs: A prompt gets from one pair to this many.
         no_pair_rate: Share of prompts that are answered without a valid pair, or without an instruction.
-        failure_rate: Share of prompts that fail.
+        failure_rate: Share of prompts that fail, and of requests for a score.
         seconds_per_prompt: How long each prompt takes.
         question_label: Begins an instruction in answer to a conversation.
         answer_label: Begins a response in answer to a conversation.
@@ -112,6 +113,21 @@ class FakeEngine:
             num_prompt_tokens=num_prompt_tokens,
             num_new_tokens=min(len(words), sampling.max_new_tokens),
         )
+
+    def score(self, requests: Sequence[ScoringRequest]) -> list[ScoringOutcome]:
+        """One outcome a request, in order: a word that stands in the prompt or the lead is likelier than another."""
+        return [self._score(request) for request in requests]
+
+    def _score(self, request: ScoringRequest) -> ScoringOutcome:
+        known = set(_WORD.findall(f"{_content(request.prompt)}{request.lead}"))
+        words = _WORD.findall(request.continuation)
+        identity = f"{_content(request.prompt)}{request.lead}{request.continuation}"
+        if not words or hash_fraction(self._options.seed, "scoring failure", identity) < self._options.failure_rate:
+            return Failure(reason="scoring_failed", detail="failure_rate of the fake engine, or no word to score")
+        likelihoods = (
+            -(0.5 if word in known else 4.0) - hash_fraction(self._options.seed, "likelihood", word) for word in words
+        )
+        return Score(log_likelihood=sum(likelihoods), num_tokens=len(words))
 
     def _has_no_pair(self, identity: str) -> bool:
         return hash_fraction(self._options.seed, "no pair", identity) < self._options.no_pair_rate

@@ -6,10 +6,14 @@ import glob
 import hashlib
 import json
 import os
+import pickle
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import apache_beam as beam
 import pyarrow.parquet as pq
+from apache_beam.pvalue import DoOutputsTuple
 from rich.console import Console
 
 from beam_pipelines.command_line import beam_options
@@ -129,3 +133,29 @@ def parquet_digests(folder: Any, pattern: str = "*.parquet") -> dict[str, str]:
             digests[os.path.relpath(path, folder)] = hashlib.sha256(file.read()).hexdigest()
     assert digests, folder
     return digests
+
+
+def outputs_of(transform: Any, elements: Iterable[Any]) -> list[list[Any]]:
+    """What each of a transform's output collections holds, in no particular order, run in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        with beam.Pipeline(options=beam_options(IN_MEMORY)) as pipeline:
+            outputs = pipeline | beam.Create(list(elements)) | beam.Reshuffle() | transform
+            outputs = outputs if isinstance(outputs, (tuple, DoOutputsTuple)) else (outputs,)
+            names = [str(number) for number, _ in enumerate(outputs)]
+            for name, output in zip(names, outputs, strict=True):
+                _ = (
+                    output
+                    | f"List{name}" >> beam.combiners.ToList()
+                    | f"Write{name}" >> beam.Map(_write_pickle, os.path.join(folder, name))
+                )
+        return [_read_pickle(os.path.join(folder, name)) for name in names]
+
+
+def _write_pickle(value: Any, path: str) -> None:
+    with open(path, "wb") as file:
+        pickle.dump(value, file)
+
+
+def _read_pickle(path: str) -> Any:
+    with open(path, "rb") as file:
+        return pickle.load(file)

@@ -8,9 +8,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beam_pipelines.near_duplicates import band_keys, duplicates_in_bucket, jaccard, normalize, shingles
+from beam_pipelines.near_duplicates import band_keys, duplicates_in_bucket
 from beam_pipelines.transforms.remove_near_duplicates import Duplicate, RemoveNearDuplicates
 from contracts.seeding import rng
+from synth_model.text_similarity import jaccard, normalize, shingles
 from tests.beam_pipelines.pipeline_runs import IN_MEMORY
 
 WORDS = ("river", "stone", "engine", "paper", "winter", "garden", "signal", "copper", "market", "letter", "shadow")
@@ -57,7 +58,7 @@ def read(folder, name):
 
 
 def number_of(element):
-    return element.number if isinstance(element, Duplicate) else element[0]
+    return element.text_id if isinstance(element, Duplicate) else element[0]
 
 
 @pytest.mark.parametrize(
@@ -125,13 +126,13 @@ def outcome():
 def test_every_text_stays_or_is_refused_for_one_before_it_that_it_resembles(outcome):
     texts = dict(make_texts(120))
     staying, refused = outcome
-    assert sorted([number for number, _ in staying] + [duplicate.number for duplicate in refused]) == sorted(texts)
+    assert sorted([number for number, _ in staying] + [duplicate.text_id for duplicate in refused]) == sorted(texts)
     assert dict(staying).items() <= texts.items()
     assert 20 < len(refused) < 100
     for duplicate in refused:
-        similarity = jaccard(shingles(texts[duplicate.number]), shingles(texts[duplicate.other]))
-        assert duplicate.other < duplicate.number
-        assert duplicate.text == texts[duplicate.number]
+        similarity = jaccard(shingles(texts[duplicate.text_id]), shingles(texts[duplicate.other_id]))
+        assert duplicate.other_id < duplicate.text_id
+        assert duplicate.text == texts[duplicate.text_id]
         assert duplicate.similarity == pytest.approx(similarity)
         assert similarity > 0.7
 
@@ -156,7 +157,7 @@ def test_at_a_bound_of_one_only_equal_texts_are_refused():
     staying, refused = remove_near_duplicates(texts, max_similarity=1.0)
     assert len(staying) == len({normalize(text) for _, text in texts}) < 60
     first = {normalize(text): number for number, text in reversed(texts)}
-    assert all(duplicate.other == first[normalize(duplicate.text)] for duplicate in refused)
+    assert all(duplicate.other_id == first[normalize(duplicate.text)] for duplicate in refused)
 
 
 @settings(max_examples=5)

@@ -6,18 +6,19 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from beam_pipelines import instruction_filters, journal, model_handler, near_duplicates
+from beam_pipelines import journal, model_handler, near_duplicates
 from beam_pipelines.command_line import beam_options
 from beam_pipelines.instruction_filters import InstructionFilterConfig
 from beam_pipelines.mixing import ComponentConfig
-from beam_pipelines.near_duplicates import jaccard, normalize, shingles
 from beam_pipelines.self_instruct import SelfInstructConfig, describe, main, self_instruct
-from beam_pipelines.status import describe_status
+from beam_pipelines.status import read_status
 from contracts.manifest import read_instruction_corpus_manifest
 from contracts.records import GeneralInstruction
+from synth_model import language_identification
 from synth_model.engines import EngineConfig, load_engine
 from synth_model.engines.fake_engine import FakeTokenizer
 from synth_model.generation import Completion, Failure, Sampling
+from synth_model.text_similarity import jaccard, normalize, shingles
 from tests.beam_pipelines.pipeline_runs import (
     IN_MEMORY,
     fake_engine,
@@ -107,7 +108,7 @@ def test_nobody_is_asked_to_answer_what_is_refused(finished):
     assert len(keys) == drawn + answered
     progress = journal.read_progress(str(folder))
     assert progress.num_planned == NUM_DRAWS + answered + manifest.rejected_by_reason["response/generation_failed"]
-    assert f"{len(keys)}/{progress.num_planned} texts done" in describe_status(str(folder))
+    assert read_status(str(folder)).progress.num_done == len(keys)
     assert describe(manifest, output=str(folder)).startswith(f"instructions  {answered} with responses, of 120 drawn")
 
 
@@ -282,15 +283,15 @@ def test_what_cannot_work_is_refused_before_any_work(tmp_path, settings, message
 
 def test_missing_packages_are_named_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasketch", None)
-    with pytest.raises(ValueError, match="package datasketch: install this project with its extra self-instruct"):
+    with pytest.raises(ValueError, match="package datasketch: install this project with its extra filters"):
         run(tmp_path / "out")
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)
-    instruction_filters._classifier.cache_clear()
-    with pytest.raises(ValueError, match="package py3langid: install this project with its extra self-instruct"):
+    language_identification._classifier.cache_clear()
+    with pytest.raises(ValueError, match="package py3langid: install this project with its extra filters"):
         run(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     # Without what needs them it works without them.
-    near_duplicates._bands.cache_clear()
+    near_duplicates.bands_for.cache_clear()
     filters = InstructionFilterConfig(languages=[], max_similarity=1.0)
     manifest = run(tmp_path / "out", num_draws=20, filters=filters)
     texts = [normalize(instruction.instruction) for instruction in read_instructions(tmp_path / "out", manifest)]

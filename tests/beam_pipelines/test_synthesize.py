@@ -8,16 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_pipelines import model_handler
-from beam_pipelines.status import StatusConfig, describe_status
-from beam_pipelines.status import main as status_main
 from beam_pipelines.synthesize import describe
 from contracts.artifact import completed_fingerprint
 from contracts.record_files import read_records
 from contracts.records import Document
 from synth_model.chain_assignment import form_chains
 from synth_model.engines import load_engine
+from synth_model.gates.config import PairGateConfig
 from synth_model.generation import Sampling
-from synth_model.pair_gates import PairGateConfig
 from synth_model.synthesizer import SynthesizerConfig
 from tests.beam_pipelines.pipeline_runs import (
     fake_engine,
@@ -263,18 +261,6 @@ def test_a_text_without_a_pair_is_kept_raw_and_breaks_the_chain(troubled_run):
                 visible = [*visible, document.text]
     assert min(breaks["failure"], breaks["no pair"]) > 0
     assert sum(example.inherits_previous for example in examples.values()) > 5
-
-
-def test_status_tells_how_far_a_run_is_and_watching_a_completed_one_ends(troubled_run, capsys):
-    folder, manifest, _, _ = troubled_run
-    num_done = 60 - manifest.accounts.num_rejected
-    expected = f"{folder}/out: {num_done}/60 texts done, {manifest.num_new_tokens} new tokens, completed"
-    assert describe_status(str(folder / "out")) == expected
-    # Failed prompts stay planned and are never done.
-    assert status_main(StatusConfig(output=str(folder / "out"), watch=True)) == 0
-    assert capsys.readouterr().out.count(expected) == 2
-    with pytest.raises(ValueError, match="No run is in"):
-        describe_status(str(folder))
 
 
 def test_pairs_that_fail_a_gate_are_rejected_and_accounted_for(tmp_path):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from contracts import storage
-from contracts.artifact import claim_output, completed_fingerprint, describe_run, mark_completed
+from contracts.artifact import claim_output, completed_fingerprint, describe_run, inspect_output, mark_completed
 
 CONFIG = {"output": "out", "seed": 0, "engine": {"kind": "fake", "sizes": (1, 2)}}
 
@@ -25,6 +25,17 @@ def test_a_run_takes_a_free_folder_goes_on_in_it_and_finds_it_completed(folder):
     mark_completed(folder, fingerprint="abc123")
     assert claim_output(folder, run=run_of()) == "completed"
     assert completed_fingerprint(folder) == "abc123"
+
+
+def test_looking_at_a_folder_takes_and_changes_nothing(folder):
+    for _ in range(2):
+        assert inspect_output(folder, run=run_of()) == "fresh"
+        assert not storage.exists(folder)
+    claim_output(folder, run=run_of())
+    assert inspect_output(folder, run=run_of()) == "resume"
+    with pytest.raises(ValueError, match="already holds another run"):
+        inspect_output(folder, run=run_of(seed=1))
+    assert len(storage.list_files(folder)) == 1
 
 
 def test_another_location_is_the_same_run(folder):

@@ -132,6 +132,16 @@ def test_a_compressed_file_that_breaks_off_is_an_error(folder, name):
         file.read()
 
 
+def test_a_removed_file_is_gone_and_a_missing_one_is_fine(folder):
+    url = storage.join(folder, "sub", "a.txt")
+    storage.write_bytes_atomically(url, b"x")
+    storage.write_bytes_atomically(storage.join(folder, "sub", "b.txt"), b"y")
+    for _ in range(2):
+        storage.remove_file(url)
+        assert not storage.exists(url)
+    assert storage.exists(storage.join(folder, "sub", "b.txt"))
+
+
 def test_list_files_is_sorted_and_filtered(folder):
     assert storage.list_files(folder) == []
     for name in ("b.txt", "a.jsonl", "below/c.jsonl", "a.jsonl.gz"):

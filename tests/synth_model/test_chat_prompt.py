@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from contracts.records import Document, Example, InstructionPair
 from synth_model.chat_prompt import ChatPromptWording, build_chat_prompt, load_wording, parse_chat_completion
+from synth_model.few_shot_examples import FewShotExamples
 from tests.synth_model.data_strategies import SPECIAL_TOKENS, hostile_texts
 
 WORDING = ChatPromptWording(
@@ -34,7 +35,7 @@ def test_the_conversation_has_few_shot_examples_then_the_chain_then_the_text():
         request="Text: {text} Ask!",
         question_label="Q:",
         answer_label="A:",
-        examples=(example_of("shot", ("s?", "s"), ("t?", "t")),),
+        examples=FewShotExamples(default=(example_of("shot", ("s?", "s"), ("t?", "t")),)),
     )
     prompt = build_chat_prompt(
         [example_of("first", ("f?", "f")), example_of("second", ("g?", "g"))],
@@ -170,19 +171,52 @@ SHIPPED = sorted(
 
 
 def test_wordings_are_shipped():
-    assert "english" in SHIPPED
+    assert SHIPPED == ["chinese", "english", "korean"]
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_wording_loads_and_reads_its_own_examples(name):
+def sources_of(wording):
+    return ["elsewhere", *(pattern.replace("*", "-journals") for pattern, _ in wording.examples.by_source)]
+
+
+@pytest.mark.parametrize(("name", "source"), [(n, s) for n in SHIPPED for s in sources_of(load_wording(n))])
+def test_a_shipped_wording_loads_and_reads_its_own_examples(name, source):
     wording = load_wording(name)
-    document = Document(doc_id="d", source="s", text="text")
+    document = Document(doc_id="d", source=source, text="text")
     messages = build_chat_prompt([], document=document, wording=wording).messages
     shown = [message.content for message in messages if message.role == "assistant"]
-    assert len(shown) == len(wording.examples)
-    for example, content in zip(wording.examples, shown, strict=True):
+    examples = wording.examples.for_source(source)
+    assert len(shown) == len(examples) > 0
+    for example, content in zip(examples, shown, strict=True):
         completion = content.removeprefix(wording.question_label)
         assert parse_chat_completion(completion, wording=wording, is_cut=False) == list(example.pairs)
+
+
+def test_english_shows_a_domain_examples_of_its_own():
+    wording = load_wording("english")
+    shown = {source: wording.examples.for_source(source) for source in sources_of(wording)}
+    assert set(shown) == {"elsewhere", "medical-journals", "financial-journals", "legal-journals"}
+    assert len(set(shown.values())) == len(shown)
+
+
+@pytest.mark.parametrize(
+    ("name", "completion", "pairs"),
+    [
+        (
+            "korean",
+            " 용량은 얼마인가요?\n답변: 5 mg입니다.\n\n**질문 2:** 왜 밤에 먹나요?\n답변： 졸리기 때문입니다.\n"
+            "질문: 답이 없는 질문?",
+            [("용량은 얼마인가요?", "5 mg입니다."), ("왜 밤에 먹나요?", "졸리기 때문입니다.")],
+        ),
+        (
+            "chinese",
+            "剂量是多少？\n回答：5毫克。\n\n2. 问题:为什么在晚上服用？\n**回答**：因为容易困倦。\n第二天会消失。\n"
+            "问题：没有回答的问题？",
+            [("剂量是多少？", "5毫克。"), ("为什么在晚上服用？", "因为容易困倦。\n第二天会消失。")],
+        ),
+    ],
+)
+def test_completions_in_other_languages_with_the_labels_as_models_write_them(name, completion, pairs):
+    assert parse(completion, wording=load_wording(name)) == pairs
 
 
 GOOD = {
@@ -207,10 +241,12 @@ def test_a_wording_of_the_users_own(tmp_path):
         request="Text:\n{text}",
         question_label="Q:",
         answer_label="A:",
-        examples=(
-            Example(
-                document=Document(doc_id="", source="", text="A text."),
-                pairs=(InstructionPair(instruction="How many?", response="42"),),
+        examples=FewShotExamples(
+            default=(
+                Example(
+                    document=Document(doc_id="", source="", text="A text."),
+                    pairs=(InstructionPair(instruction="How many?", response="42"),),
+                ),
             ),
         ),
     )
@@ -237,6 +273,9 @@ def test_a_wording_of_the_users_own(tmp_path):
         (yaml_of(examples="[{text: a, pairs: [{question: b}]}]"), "an example needs text and pairs"),
         (yaml_of(examples="[{text: a, pairs: [{question: b, answer: }]}]"), "an example needs text and pairs"),
         (yaml_of(examples="[{text: '', pairs: [{question: b, answer: c}]}]"), "an example needs text and pairs"),
+        (yaml_of(examples_by_source="[5]"), "examples_by_source must map sources"),
+        (yaml_of(examples_by_source="{law: 5}"), "examples_by_source.law must be a list"),
+        (yaml_of(examples_by_source="{law: [5]}"), "examples_by_source.law: an example needs text and pairs"),
         ("!!python/object/apply:os.getcwd []", "is not valid YAML"),
     ],
 )
@@ -250,7 +289,7 @@ def test_a_damaged_wording_is_named(tmp_path, content, message):
 
 @pytest.mark.parametrize("name", ["klingon", "absent/own.yaml", "."])
 def test_a_missing_wording_is_answered_with_those_there_are(name):
-    with pytest.raises(ValueError, match=r"give one of \['english'"):
+    with pytest.raises(ValueError, match=r"give one of \['chinese', 'english'"):
         load_wording(name)
 
 

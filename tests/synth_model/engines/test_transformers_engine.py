@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from contracts.records import Document, Example, InstructionPair
-from synth_model.engines import EngineConfig, transformers_engine
-from synth_model.engines.transformers_engine import TransformersEngine, common_prefix_length, length_sorted_batches
+from synth_model.engines import EngineConfig, padded_generation
+from synth_model.engines.transformers_engine import TransformersEngine, length_sorted_batches
 from synth_model.generation import ChatMessage, Completion, Prompt, Sampling
 from synth_model.wire_format import build_prompt
 from tests.synth_model import tiny_model
@@ -83,25 +83,10 @@ def test_the_tiny_model_says_different_things_and_ends_some_of_them(one_by_one):
 def test_batches_and_shared_prefixes_change_nothing(engine, one_by_one, monkeypatch, max_batch_size, shares_prefixes):
     engine._config = replace(engine._config, max_batch_size=max_batch_size)
     if not shares_prefixes:
-        monkeypatch.setattr(transformers_engine, "_MIN_SHARED_TOKENS", 10_000)
+        monkeypatch.setattr(padded_generation, "_MIN_KNOWN_TOKENS", 10_000)
     assert columns(engine.generate(PROMPTS, sampling=SAMPLING)) == one_by_one
     backwards = engine.generate(PROMPTS[::-1], sampling=SAMPLING)
     assert columns(backwards[::-1]) == one_by_one
-
-
-def test_a_common_prefix_is_computed_once(engine, one_by_one, monkeypatch):
-    shared = []
-    prefix_cache = engine._prefix_cache
-
-    def spy(prefix, *, num_prompts):
-        cache = prefix_cache(prefix, num_prompts=num_prompts)
-        shared.append((len(prefix), num_prompts, cache is not None))
-        return cache
-
-    monkeypatch.setattr(engine, "_prefix_cache", spy)
-    assert columns(engine.generate(PROMPTS[4:10], sampling=SAMPLING)) == one_by_one[4:10]
-    # The prompt that is nothing but the prefix keeps a token of its own.
-    assert shared == [(len(PREFIX) - 1, 6, True)]
 
 
 def test_conversations_are_completed_behind_their_prefix(engine):
@@ -118,12 +103,13 @@ def test_bos_stands_once_in_what_the_model_reads(engine, monkeypatch):
         pairs=(InstructionPair(instruction="a?", response="b"),),
     )
     read = []
-    generate = engine._model.generate
-    monkeypatch.setattr(engine._model, "generate", lambda **call: read.append(call["input_ids"]) or generate(**call))
+    generate = engine._generate
+    monkeypatch.setattr(engine, "_generate", lambda batch, sampling: read.append(batch) or generate(batch, sampling))
     text = build_prompt([earlier], text="Flood.")
     (outcome,) = engine.generate([Prompt(text=text)], sampling=SAMPLING)
-    assert (read[0] == 0).sum() == 2
-    assert outcome.num_prompt_tokens == read[0].shape[1]
+    ((prompt,),) = read
+    assert prompt.ids.count(0) == 2
+    assert outcome.num_prompt_tokens == len(prompt.ids)
 
 
 def test_no_prompts_have_no_outcomes(engine):
@@ -150,17 +136,17 @@ def test_a_conversation_that_cannot_be_rendered_is_a_failure_of_its_own(engine, 
 
 
 def test_an_error_in_a_batch_costs_one_prompt(engine, one_by_one, monkeypatch):
-    generate = engine._model.generate
+    generate = engine._generate
     (poison_id,) = engine._tokenizer.tokenizer.encode("\x07", add_special_tokens=False)
     calls = []
 
-    def generate_or_raise(**call):
-        calls.append(len(call["input_ids"]))
-        if (call["input_ids"] == poison_id).any():
+    def generate_or_raise(batch, sampling):
+        calls.append(len(batch))
+        if any(poison_id in prompt.ids for prompt in batch):
             raise IndexError("index out of range in self")
-        return generate(**call)
+        return generate(batch, sampling)
 
-    monkeypatch.setattr(engine._model, "generate", generate_or_raise)
+    monkeypatch.setattr(engine, "_generate", generate_or_raise)
     prompts = [*PROMPTS[:3], Prompt(text="The tide \x07 turns"), *PROMPTS[3:7]]
     outcomes = engine.generate(prompts, sampling=SAMPLING)
     assert outcomes[3].reason == "generation_failed"
@@ -172,34 +158,34 @@ def test_an_error_in_a_batch_costs_one_prompt(engine, one_by_one, monkeypatch):
 
 
 def test_an_error_that_no_prompt_causes_is_not_swallowed(engine, monkeypatch):
-    def generate(**call):
+    def generate(batch, sampling):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine._model, "generate", generate)
+    monkeypatch.setattr(engine, "_generate", generate)
     with pytest.raises(KeyboardInterrupt):
         engine.generate(PROMPTS, sampling=SAMPLING)
 
 
 def test_running_out_of_memory_halves_the_batch(engine, one_by_one, monkeypatch):
-    generate = engine._model.generate
+    generate = engine._generate
     sizes = []
 
-    def generate_little(**call):
-        sizes.append(len(call["input_ids"]))
+    def generate_little(batch, sampling):
+        sizes.append(len(batch))
         if sizes[-1] > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return generate(**call)
+        return generate(batch, sampling)
 
-    monkeypatch.setattr(engine._model, "generate", generate_little)
+    monkeypatch.setattr(engine, "_generate", generate_little)
     assert columns(engine.generate(PROMPTS[:8], sampling=SAMPLING)) == one_by_one[:8]
     assert sizes == [8, 4, 2, 2, 4, 2, 2]
 
 
 def test_a_prompt_alone_that_needs_too_much_memory_is_a_failure(engine, monkeypatch):
-    def generate(**call):
+    def generate(batch, sampling):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(engine._model, "generate", generate)
+    monkeypatch.setattr(engine, "_generate", generate)
     outcomes = engine.generate(PROMPTS[:3], sampling=SAMPLING)
     assert [outcome.reason for outcome in outcomes] == ["out_of_memory"] * 3
     assert "27 tokens" in outcomes[1].detail
@@ -372,28 +358,3 @@ def test_no_other_cut_of_the_sorted_prompts_has_fewer_batches(lengths, num_new, 
     )
     ordered = sorted(lengths, reverse=True)
     assert len(batches) == fewest_batches(ordered, num_new=num_new, max_size=max_size, max_tokens=max_tokens)
-
-
-@pytest.mark.parametrize(
-    ("prompts", "length"),
-    [
-        ([[1, 2, 3], [1, 2, 4]], 2),
-        ([[1, 2, 3], [1, 2, 3]], 2),
-        ([[1, 2], [1, 2, 3]], 1),
-        ([[1], [1, 2]], 0),
-        ([[1, 2], [2, 2], [1, 2]], 0),
-        ([[4, 5, 6]], 2),
-    ],
-)
-def test_what_prompts_begin_with(prompts, length):
-    assert common_prefix_length(prompts) == length
-
-
-@given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=6), min_size=1, max_size=5))
-def test_the_common_prefix_agrees_with_trying_every_length(prompts):
-    longest = max(
-        length
-        for length in range(min(len(prompt) for prompt in prompts))
-        if len({tuple(prompt[:length]) for prompt in prompts}) == 1
-    )
-    assert common_prefix_length(prompts) == longest
