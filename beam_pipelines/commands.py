@@ -19,6 +19,9 @@ _DESCRIPTIONS = {
     "mine": "Mines reading-comprehension tasks from raw text, without a model.",
     "pack": "Renders, tokenizes, mixes and packs texts into shards for the trainer.",
     "status": "Tells how far a run is, from its output folder.",
+    "inspect": "Shows what a folder of shards holds, and one of its rows as text.",
+    "trace": "Follows a packed row back to its texts, chains and documents.",
+    "verify": "Holds the files of shards or of a corpus against their manifest.",
     "example-corpus": "Writes a small corpus from the language reference that Python carries.",
 }
 
@@ -40,6 +43,9 @@ def run_command(arguments: Sequence[str]) -> int:
         "self-instruct": _self_instruct,
         "mine": _mine,
         "pack": _pack,
+        "inspect": _inspect,
+        "trace": _trace,
+        "verify": _verify,
         "status": _status,
         "example-corpus": _example_corpus,
     }
@@ -118,11 +124,55 @@ def _pack(command: str, arguments: Sequence[str]) -> int:
     return pack.main(config, beam_arguments)
 
 
+def _inspect(command: str, arguments: Sequence[str]) -> int:
+    from beam_pipelines import inspect_shards
+    from beam_pipelines.command_line import parse_command
+
+    config, _ = parse_command(
+        inspect_shards.InspectConfig,
+        command=command,
+        description=_DESCRIPTIONS[command],
+        arguments=_named("--shards", arguments),
+        takes_beam_options=False,
+    )
+    return inspect_shards.main(config)
+
+
+def _trace(command: str, arguments: Sequence[str]) -> int:
+    from beam_pipelines import trace
+    from beam_pipelines.command_line import parse_command
+
+    config, _ = parse_command(
+        trace.TraceConfig,
+        command=command,
+        description=_DESCRIPTIONS[command],
+        arguments=_named("--shards", arguments),
+        takes_beam_options=False,
+    )
+    return trace.main(config)
+
+
+def _verify(command: str, arguments: Sequence[str]) -> int:
+    from beam_pipelines import verify
+    from beam_pipelines.command_line import parse_command
+
+    config, _ = parse_command(
+        verify.VerifyConfig,
+        command=command,
+        description=_DESCRIPTIONS[command],
+        arguments=_named("--folder", arguments),
+        takes_beam_options=False,
+    )
+    return verify.main(config)
+
+
+def _named(option: str, arguments: Sequence[str]) -> Sequence[str]:
+    """The arguments with the option's name before a first one that stands alone, as people write a folder."""
+    return [option, *arguments] if arguments and not arguments[0].startswith("-") else arguments
+
+
 def _status(command: str, arguments: Sequence[str]) -> int:
-    # The folder may stand alone, as people write it.
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--output", *arguments]
-    arguments = _with_flags(arguments, flags=("--watch", "--json"))
+    arguments = _with_flags(_named("--output", arguments), flags=("--watch", "--json"))
     from beam_pipelines import status
     from beam_pipelines.command_line import parse_command
 

@@ -25,7 +25,7 @@ from beam_pipelines.mining.bank import KINDS, MiningBank, load_mining_bank
 from beam_pipelines.mining.keywords import KeywordConfig
 from beam_pipelines.record_reading import FieldNames
 from beam_pipelines.running import run_pipeline
-from beam_pipelines.text_tokenization import TextTokenizer
+from beam_pipelines.tokenizer_loading import load_tokenizer
 from beam_pipelines.transforms.find_keywords import FindKeywords
 from beam_pipelines.transforms.form_chains import FormChains
 from beam_pipelines.transforms.make_documents import MakeDocuments
@@ -110,7 +110,7 @@ def plan_run(config: MineConfig) -> MiningRun:
     inputs = {file.url: f"{file.size_bytes} bytes, {file.version}" for file in files}
     inputs["bank"] = bank.sha256
     if config.keywords.general_tokenizer:
-        tokenizer = TextTokenizer(config.keywords.general_tokenizer, add_bos=False, add_eos=False)
+        tokenizer = load_tokenizer(config.keywords.general_tokenizer, add_bos=False, add_eos=False)
         inputs["general_tokenizer"] = tokenizer.description.sha256
     return MiningRun(files=tuple(files), bank=bank, inputs=inputs)
 

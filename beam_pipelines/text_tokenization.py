@@ -1,64 +1,51 @@
-"""Tokenizes training texts in batches with the tokenizer's own threads.
+"""Tokenizes training texts in batches.
 
-Special tokens inside a text are encoded as plain text; BOS and EOS are put around it by id where the config asks for
-them, never by the tokenizer's post-processor. Ids travel as bytes.
+Special tokens inside a text are plain text, whatever the tokenizer would make of them; BOS and EOS are put around it by
+id where the config asks for them, never by the tokenizer's post-processor. A text with loss spans says itself where its
+special tokens stand (`beam_pipelines.span_tokenization`).
+
+Workers read a tokenizer from a file that the submitting process wrote (`beam_pipelines.tokenizer_loading`), with
+the ``tokenizers`` library: no hub, no transformers, a tenth of a second.
+
+Cost: of 100 ns that a token takes, about 3 go into moving its id out of the tokenizer's answer (a list of Python
+integers is all it offers; it lives for one text). `TextTokenizer.encode` may be called from several threads, and most
+of it runs outside of Python's lock.
 
 Not done here: tokenizers without a fast (Rust) implementation.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contracts.manifest import Split
+from beam_pipelines.span_tokenization import SpanTokenizer
+from contracts import storage
 from contracts.records import RenderedText
-
-_ID_TYPE = np.dtype("<u4")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizedText:
-    """A training text as token ids.
-
-    Args:
-        text_id: Unique in its component.
-        component: Mixture component.
-        split: Where it goes, decided by its group.
-        num_documents: Source documents in it.
-        ids: Little-endian uint32, BOS and EOS included.
-    """
-
-    text_id: str
-    component: str
-    split: Split
-    num_documents: int
-    ids: bytes
-
-    @property
-    def num_tokens(self) -> int:
-        """Length in tokens."""
-        return len(self.ids) // _ID_TYPE.itemsize
-
-    def token_ids(self) -> NDArray[np.uint32]:
-        """The ids, uint32 of shape (num_tokens,)."""
-        return np.frombuffer(self.ids, dtype=_ID_TYPE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerDescription:
-    """What the manifest says of a tokenizer."""
+    """What the manifest says of a tokenizer, and what its texts may not be taken for.
+
+    Args:
+        name: Hub name or folder.
+        sha256: Hash of the whole definition.
+        vocab_size: Number of ids.
+        special_ids: Ids of ``bos``, ``eos`` and ``pad``; None where there is none.
+        special_tokens: The strings that it reads as special tokens.
+    """
 
     name: str
     sha256: str
     vocab_size: int
     special_ids: dict[str, int | None]
+    special_tokens: tuple[str, ...] = ()
 
     @property
     def pad_id(self) -> int:
@@ -66,76 +53,101 @@ class TokenizerDescription:
         return next((id_ for id_ in (self.special_ids["pad"], self.special_ids["eos"]) if id_ is not None), 0)
 
 
-class TextTokenizer:
-    """Encodes texts with a Hugging Face tokenizer.
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TokenizedTexts:
+    """Texts as token ids, one behind the other.
 
     Args:
-        name_or_path: Hub name or folder.
-        add_bos: Whether each text begins with the tokenizer's BOS.
-        add_eos: Whether each text ends with the tokenizer's EOS.
-
-    Raises:
-        ValueError: No such tokenizer, none with a fast implementation, or it lacks the BOS or EOS asked for.
+        texts: The texts that have a token, in order.
+        ids: uint32, shape (num_tokens,): BOS and EOS included.
+        lengths: int64, shape (num_texts,): tokens of each text, at least 1.
+        loss_spans: For each text int32 of shape (num_spans, 2), half-open ranges of its tokens that are targets; None
+            where all of them are.
     """
 
-    def __init__(self, name_or_path: str, *, add_bos: bool, add_eos: bool) -> None:
-        from synth_model.prompt_tokenizer import ModelTokenizer
+    texts: Sequence[RenderedText]
+    ids: NDArray[np.uint32]
+    lengths: NDArray[np.int64]
+    loss_spans: Sequence[NDArray[np.int32]] | None = None
 
-        tokenizer = ModelTokenizer(name_or_path).tokenizer
-        backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise ValueError(f"The tokenizer of {name_or_path!r} has no fast implementation; convert it first.")
-        for wanted, name in ((add_bos, "bos"), (add_eos, "eos")):
-            if wanted and getattr(tokenizer, f"{name}_token_id") is None:
-                raise ValueError(
-                    f"add_{name} is on, but the tokenizer of {name_or_path!r} has no {name.upper()} token."
-                )
-        self.description = TokenizerDescription(
-            name=name_or_path,
-            sha256=_definition_sha256(name_or_path, backend),
-            vocab_size=len(tokenizer),
-            special_ids={name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")},
-        )
-        self._prefix = _id_bytes([tokenizer.bos_token_id] if add_bos else [])
-        self._suffix = _id_bytes([tokenizer.eos_token_id] if add_eos else [])
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = True
-        self._backend = backend
 
-    def encode(self, texts: Sequence[RenderedText], *, split_of: dict[str, Split]) -> list[TokenizedText]:
-        """Tokenizes a batch; the order is kept.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tokenization:
+    """What decides the ids of texts.
+
+    Args:
+        definition_url: File with the tokenizer's definition, where every worker can read it.
+        plain_definition_url: File with its definition without special tokens, likewise.
+        tokenizer: The same tokenizer's description.
+        add_bos: Whether each text begins with BOS.
+        add_eos: Whether each text ends with EOS.
+    """
+
+    definition_url: str
+    plain_definition_url: str
+    tokenizer: TokenizerDescription
+    add_bos: bool
+    add_eos: bool
+
+
+class TextTokenizer:
+    """Encodes texts.
+
+    Args:
+        settings: What decides their ids.
+    """
+
+    def __init__(self, settings: Tokenization) -> None:
+        from tokenizers import Tokenizer
+
+        self.description = settings.tokenizer
+        self._definition_url = settings.definition_url
+        self._prefix = _ids_of(self.description, "bos", wanted=settings.add_bos)
+        self._suffix = _ids_of(self.description, "eos", wanted=settings.add_eos)
+        self._backend = Tokenizer.from_str(storage.read_text(settings.plain_definition_url))
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = True
+
+    @cached_property
+    def spans(self) -> SpanTokenizer:
+        """The same tokenizer for texts with loss spans; loaded when it is needed."""
+        definition = storage.read_text(self._definition_url)
+        return SpanTokenizer(definition, eos_id=self._suffix[0] if self._suffix else None)
+
+    def encode(self, texts: Sequence[RenderedText]) -> TokenizedTexts:
+        """Tokenizes a batch.
 
         Args:
-            texts: The texts; one without a single token is left out.
-            split_of: The split of each ``group_id``.
+            texts: The texts, all with loss spans or none; one without a single token is left out.
         """
+        if any(text.loss_spans is not None for text in texts):
+            return self._encode_with_spans(texts)
         encodings = self._backend.encode_batch_fast([text.text for text in texts], add_special_tokens=False)
-        return [
-            TokenizedText(
-                text_id=text.text_id,
-                component=text.component,
-                split=split_of[text.group_id],
-                num_documents=len(text.doc_ids),
-                ids=self._prefix + _id_bytes(encoding.ids) + self._suffix,
-            )
-            for text, encoding in zip(texts, encodings, strict=True)
-            if encoding.ids
-        ]
+        ids, lengths, kept = array("I"), [], []
+        for text, encoding in zip(texts, encodings, strict=True):
+            own = encoding.ids
+            if own:
+                kept.append(text)
+                lengths.append(len(self._prefix) + len(own) + len(self._suffix))
+                ids.extend(self._prefix)
+                # Twice to three times as fast as extend() and np.array().
+                ids.fromlist(own)
+                ids.extend(self._suffix)
+        return TokenizedTexts(texts=kept, ids=np.asarray(ids, np.uint32), lengths=np.asarray(lengths, np.int64))
+
+    def _encode_with_spans(self, texts: Sequence[RenderedText]) -> TokenizedTexts:
+        encoded = self.spans.encode([text.text for text in texts], spans=[text.loss_spans or () for text in texts])
+        with_tokens = [(text, ids, spans) for text, (ids, spans) in zip(texts, encoded, strict=True) if len(ids)]
+        return TokenizedTexts(
+            texts=[text for text, _, _ in with_tokens],
+            ids=np.concatenate([np.zeros(0, np.uint32), *(ids for _, ids, _ in with_tokens)]),
+            lengths=np.asarray([len(ids) for _, ids, _ in with_tokens], np.int64),
+            loss_spans=[spans for _, _, spans in with_tokens],
+        )
 
 
-def _id_bytes(ids: Sequence[int]) -> bytes:
-    return np.asarray(ids, dtype=_ID_TYPE).tobytes()
-
-
-def _definition_sha256(name_or_path: str, backend: Any) -> str:
-    """The hash of the whole definition, as the file holds it: what loading adds to it is not part of it."""
-    from tokenizers import Tokenizer
-    from transformers.utils.hub import cached_file
-
-    if os.path.isdir(name_or_path):
-        path: str | None = os.path.join(name_or_path, "tokenizer.json")
-    else:
-        path = cached_file(name_or_path, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
-    definition = Tokenizer.from_file(path) if path and os.path.isfile(path) else backend
-    return hashlib.sha256(definition.to_str().encode()).hexdigest()
+def _ids_of(description: TokenizerDescription, name: str, *, wanted: bool) -> array[int]:
+    id_ = description.special_ids[name]
+    assert not wanted or id_ is not None, name
+    return array("I", [id_] if wanted and id_ is not None else [])

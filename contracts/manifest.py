@@ -15,7 +15,7 @@ from contracts import storage
 from contracts.artifact import MANIFEST_FILE, completed_fingerprint, mark_completed
 from contracts.score_histograms import ScoreHistogram
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -176,6 +176,8 @@ class ComponentCounts:
         num_padding_tokens: Padding in those rows.
         num_truncations: Texts that do not stand whole in one row.
         num_dropped_tokens: Tokens of the selected texts that stand in no row.
+        num_requested_tokens: Tokens that the mixture asked for; ``num_tokens`` differs by a row at most, and by what
+            was dropped of texts longer than a row.
     """
 
     num_documents: int
@@ -187,6 +189,7 @@ class ComponentCounts:
     num_padding_tokens: int
     num_truncations: int
     num_dropped_tokens: int = 0
+    num_requested_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -255,6 +258,12 @@ class ShardManifest:
                         f"Component {name!r} ({split}): the shards hold {rows} rows and {tokens} tokens, the totals "
                         f"say {total_rows} and {total_tokens}."
                     )
+                padding = counts.num_padding_tokens if counts else 0
+                if rows * self.sequence_length != tokens + padding:
+                    raise ValueError(
+                        f"Component {name!r} ({split}): {rows} rows of {self.sequence_length} tokens do not hold "
+                        f"{tokens} tokens and {padding} of padding."
+                    )
         if sum(entry.num_rows for entry in self.rejects) != sum(self.rejected_by_reason.values()):
             raise ValueError(f"The files of rejects do not hold the rejects counted: {dict(self.rejected_by_reason)}.")
         for entry in self.shards:
@@ -279,7 +288,7 @@ def manifest_fingerprint(manifest: AugmentedCorpusManifest | InstructionCorpusMa
     return storage.json_sha256(content)
 
 
-_LOCATION_KEYS = frozenset({"output", "input", "inputs", "model", "tokenizer"})
+_LOCATION_KEYS = frozenset({"output", "input", "inputs", "model", "tokenizer", "cache"})
 
 
 def _without_locations(value: Any) -> Any:

@@ -104,6 +104,8 @@ class RenderedText:
         template_id: Which template rendered it, ``"raw"`` for none.
         doc_ids: The documents in it, in order.
         group_id: Texts made from the same documents share it; a group is either in training or in validation.
+        loss_spans: Half-open ranges of characters of ``text`` that are targets, ascending; None when all of it is. A
+            text with loss spans says itself where its BOS and EOS stand.
     """
 
     text_id: str
@@ -112,6 +114,7 @@ class RenderedText:
     template_id: str
     doc_ids: tuple[str, ...]
     group_id: str
+    loss_spans: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

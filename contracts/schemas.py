@@ -7,11 +7,12 @@ every id of the vocabulary fits, else of uint32.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from contracts.records import Chain, Document, Example, GeneralInstruction, InstructionPair, PackedRow, Reject
 
@@ -88,6 +89,11 @@ def token_type(vocab_size: int) -> pa.DataType:
     return pa.uint16() if vocab_size <= 1 << 16 else pa.uint32()
 
 
+def token_dtype(vocab_size: int) -> type[np.unsignedinteger[Any]]:
+    """`token_type` as NumPy has it."""
+    return np.uint16 if token_type(vocab_size) == pa.uint16() else np.uint32
+
+
 def packed_row_schema(*, sequence_length: int, vocab_size: int, with_loss_spans: bool = False) -> pa.Schema:
     """Schema of a shard: ``input_ids``, ``segment_lengths``, ``component``, ``text_ids``, optionally ``loss_spans``.
 
@@ -106,40 +112,87 @@ def packed_row_schema(*, sequence_length: int, vocab_size: int, with_loss_spans:
     return pa.schema(columns)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PackedColumns:
+    """Packed rows column by column.
+
+    Args:
+        input_ids: Any integer type, shape (num_rows, sequence_length).
+        segment_lengths: int32, shape (num_segments,): of all rows, one after the other.
+        segment_offsets: int64, shape (num_rows + 1,): row r has the segments from ``segment_offsets[r]`` to
+            ``segment_offsets[r + 1]``.
+        components: The component of each row, strings.
+        text_ids: The text of each segment, strings.
+        loss_spans: For each row int32 of shape (num_spans, 2); None where every token is a target.
+    """
+
+    input_ids: NDArray[Any]
+    segment_lengths: NDArray[np.int32]
+    segment_offsets: NDArray[np.int64]
+    components: pa.Array
+    text_ids: pa.Array
+    loss_spans: Sequence[NDArray[np.int32]] | None = None
+
+
+def packed_columns_to_table(rows: PackedColumns, *, sequence_length: int, vocab_size: int) -> pa.Table:
+    """Packed rows as a table of `packed_row_schema`; nothing moves as a Python object.
+
+    Raises:
+        ValueError: The rows have another length than ``sequence_length``, or hold an id outside the vocabulary.
+    """
+    ids = rows.input_ids
+    if ids.ndim != 2 or ids.shape[1] != sequence_length:
+        raise ValueError(f"The rows have shape {ids.shape}, not (num_rows, {sequence_length}).")
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+        raise ValueError(f"Token ids from {ids.min()} to {ids.max()} do not fit a vocabulary of {vocab_size}.")
+    schema = packed_row_schema(
+        sequence_length=sequence_length, vocab_size=vocab_size, with_loss_spans=rows.loss_spans is not None
+    )
+    offsets = pa.array(rows.segment_offsets.astype(np.int32))
+    flat_ids = pa.array(ids.reshape(-1).astype(token_dtype(vocab_size), copy=False))
+    columns: list[pa.Array] = [
+        pa.FixedSizeListArray.from_arrays(flat_ids, type=schema.field("input_ids").type),
+        pa.ListArray.from_arrays(
+            offsets,
+            pa.array(rows.segment_lengths.astype(np.int32, copy=False)),
+            type=schema.field("segment_lengths").type,
+        ),
+        rows.components.cast(pa.string()).dictionary_encode().cast(schema.field("component").type),
+        pa.ListArray.from_arrays(offsets, rows.text_ids.cast(pa.string()), type=schema.field("text_ids").type),
+    ]
+    if rows.loss_spans is not None:
+        columns.append(_list_array([spans.reshape(-1) for spans in rows.loss_spans], schema.field("loss_spans").type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
 def packed_rows_to_table(
     rows: Sequence[PackedRow], *, sequence_length: int, vocab_size: int, with_loss_spans: bool = False
 ) -> pa.Table:
-    """Packed rows as a table of `packed_row_schema`; ids move as one array, never as Python integers.
+    """Packed rows as a table of `packed_row_schema`, in the given order.
 
     Raises:
         ValueError: A row has another length than ``sequence_length``, an id outside the vocabulary, or loss spans
             where the schema has none (or the other way round).
     """
-    schema = packed_row_schema(sequence_length=sequence_length, vocab_size=vocab_size, with_loss_spans=with_loss_spans)
     for row in rows:
         if row.input_ids.shape != (sequence_length,):
             raise ValueError(f"A row has shape {row.input_ids.shape}, not ({sequence_length},).")
         if (row.loss_spans is not None) != with_loss_spans:
             raise ValueError(f"with_loss_spans={with_loss_spans}, but a row says otherwise: {row.loss_spans!r}.")
-    ids = np.concatenate([row.input_ids for row in rows]) if rows else np.zeros(0, np.int64)
-    if len(ids) and not 0 <= ids.min() <= ids.max() < vocab_size:
-        raise ValueError(f"Token ids from {ids.min()} to {ids.max()} do not fit a vocabulary of {vocab_size}.")
-    dtype = np.uint16 if token_type(vocab_size) == pa.uint16() else np.uint32
-    columns: list[pa.Array] = [
-        pa.FixedSizeListArray.from_arrays(pa.array(ids.astype(dtype)), type=schema.field("input_ids").type),
-        _list_array([row.segment_lengths for row in rows], schema.field("segment_lengths").type),
-        pa.array([row.component for row in rows], pa.string()).dictionary_encode().cast(schema.field("component").type),
-        pa.array([list(row.text_ids) for row in rows], schema.field("text_ids").type),
-    ]
-    if with_loss_spans:
-        spans = [row.loss_spans.reshape(-1) for row in rows if row.loss_spans is not None]
-        columns.append(_list_array(spans, schema.field("loss_spans").type))
-    return pa.Table.from_arrays(columns, schema=schema)
+    columns = PackedColumns(
+        input_ids=np.array([row.input_ids for row in rows], np.int64).reshape(len(rows), sequence_length),
+        segment_lengths=np.concatenate([np.zeros(0, np.int32), *(row.segment_lengths for row in rows)]),
+        segment_offsets=np.cumsum([0, *(len(row.segment_lengths) for row in rows)]),
+        components=pa.array([row.component for row in rows], pa.string()),
+        text_ids=pa.array([text_id for row in rows for text_id in row.text_ids], pa.string()),
+        loss_spans=[row.loss_spans for row in rows if row.loss_spans is not None] if with_loss_spans else None,
+    )
+    return packed_columns_to_table(columns, sequence_length=sequence_length, vocab_size=vocab_size)
 
 
 def _list_array(arrays: Sequence[np.ndarray], list_type: pa.ListType) -> pa.Array:
-    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])]).astype(np.int32)
-    values = np.concatenate(arrays).astype(np.int32) if arrays else np.zeros(0, np.int32)
+    offsets = np.cumsum([0, *map(len, arrays)]).astype(np.int32)
+    values = np.concatenate([np.zeros(0, np.int32), *arrays]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=list_type)
 
 

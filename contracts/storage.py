@@ -128,6 +128,15 @@ def open_input(url: str) -> Iterator[IO[bytes]]:
         yield file
 
 
+def open_random_access(url: str) -> pa.NativeFile:
+    """Opens a file to read parts of it in any order: mapped into memory on a local disk, by ranges elsewhere."""
+    fs, path = _file_system(url)
+    if isinstance(fs, LocalFileSystem):
+        return pa.memory_map(path)
+    # What is read ahead would mostly be thrown away.
+    return pa.PythonFile(fs.open(path, "rb", cache_type="none"), mode="r")
+
+
 _PARTIAL_SUFFIX = ".partial"
 
 
@@ -232,3 +241,11 @@ def json_sha256(value: Any) -> str:
     """SHA-256 of a JSON value in canonical form (sorted keys, no spaces)."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def relative_names(folder: str) -> list[str]:
+    """Every file below a folder by its path from there, sorted. A missing folder has none."""
+    fs, path = _file_system(folder)
+    fs.invalidate_cache(path)
+    root = path.rstrip("/") + "/"
+    return sorted(name.removeprefix(root) for name in fs.find(path)) if fs.isdir(path) else []

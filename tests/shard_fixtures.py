@@ -121,17 +121,17 @@ def write_shards(
         num_padding_tokens=0,
         num_truncations=0,
     )
-    components_by_split = {
-        name: {
-            split: replace(
+    components_by_split: dict[str, dict[Split, ComponentCounts]] = {}
+    for name in names:
+        for split in SPLITS:
+            num_rows = sum(entry.rows_by_component.get(name, 0) for entry in entries if entry.split == split)
+            num_tokens = sum(entry.tokens_by_component.get(name, 0) for entry in entries if entry.split == split)
+            components_by_split.setdefault(name, {})[split] = replace(
                 no_counts,
-                num_rows=sum(entry.rows_by_component.get(name, 0) for entry in entries if entry.split == split),
-                num_tokens=sum(entry.tokens_by_component.get(name, 0) for entry in entries if entry.split == split),
+                num_rows=num_rows,
+                num_tokens=num_tokens,
+                num_padding_tokens=num_rows * sequence_length - num_tokens,
             )
-            for split in SPLITS
-        }
-        for name in names
-    }
     return complete_artifact(
         folder,
         ShardManifest(

@@ -15,7 +15,9 @@ from synth_model.synthesizer import make_synthesizer
 from synth_model.tasks import TasksConfig
 from tests.conftest import REPOSITORY
 from trainer import pretrain
+from trainer.__main__ import main as run_trainer
 from trainer.config import PretrainConfig, parse_config
+from trainer.train_tokenizer import TokenizerConfig
 
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 IDS = [str(path.relative_to(REPOSITORY / "configs")) for path in CONFIGS]
@@ -29,6 +31,8 @@ def load(path, *overrides):
     arguments = ["--config", str(path), *overrides]
     if path.parent.name == "pretrain":
         return parse_config(PretrainConfig, arguments=arguments, program="pretrain")
+    if path.parent.name == "tokenizer":
+        return parse_config(TokenizerConfig, arguments=arguments, program="tokenizer")
     if path.parent.name == "tasks":
         return parse_synth_model_config(TasksConfig, arguments=arguments, command="tasks")
     config_class = {
@@ -43,6 +47,8 @@ def load(path, *overrides):
 def run(path, *overrides):
     """The exit status of the command itself."""
     arguments = ["--config", str(path), *overrides]
+    if path.parent.name == "tokenizer":
+        return run_trainer(["tokenizer", *arguments])
     if path.parent.name == "tasks":
         return run_synth_model(["tasks", *arguments])
     return pretrain.main(arguments) if path.parent.name == "pretrain" else run_command([command_of(path), *arguments])
@@ -122,4 +128,4 @@ def test_an_override_wins_over_the_file():
 
 
 def test_every_command_has_a_config():
-    assert {path.parent.name for path in CONFIGS} == {*NESTED, "tasks"}
+    assert {path.parent.name for path in CONFIGS} == {*NESTED, "tasks", "tokenizer"}

@@ -11,6 +11,7 @@ COMMANDS = {
         "pre-train a model on packed shards (also: accelerate launch -m trainer.pretrain)",
     ),
     "summarize": ("trainer.summary", "what a run read, made and learnt, from its config"),
+    "tokenizer": ("trainer.train_tokenizer", "train a tokenizer on a sample of the corpora"),
     "import-model": ("trainer.import_model", "convert a GGUF model into a Hugging Face folder"),
 }
 

@@ -1,4 +1,4 @@
-"""`WriteShards`: see `beam_pipelines.shard_writing`."""
+"""`WriteShards`: see `beam_pipelines.shard_selection` and `beam_pipelines.shard_writing`."""
 
 from __future__ import annotations
 
@@ -6,73 +6,98 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import apache_beam as beam
-from apache_beam.pvalue import AsDict
+from apache_beam.pvalue import AsDict, AsList
 
-from beam_pipelines.mixing import ComponentConfig
-from beam_pipelines.shard_writing import ShardKey, ShardReport, plan_tokens, shard_of, write_shard
-from beam_pipelines.text_tokenization import TokenizedText, TokenizerDescription
+from beam_pipelines.component_tokenization import TokenizedUnit
+from beam_pipelines.shard_selection import Holdings, ShardKey, count_holdings, shard_counts
+from beam_pipelines.shard_writing import ShardLayout, ShardReport, plan_tokens, write_shard
 from contracts.manifest import Split
+
+ShardHoldings = Mapping[str, Holdings]
 
 
 @dataclass(kw_only=True)
 class WriteShards(beam.PTransform):
-    """`TokenizedText` -> `ShardReport`, one a file.
+    """`TokenizedUnit` -> (`ShardReport`, one a file; (shard, its holdings by component)), two collections.
 
     Args:
-        output: The shards' folder.
-        components: The mixture.
-        num_shards: Shards by split.
-        sequence_length: Tokens a row.
-        tokenizer: For the padding and the vocabulary's size.
-        seed: Decides shards and orders.
+        layout: What all shards have in common.
+        num_shards: Shards by split; None for as many as ``shard_tokens`` asks for.
+        shard_tokens: About how many tokens a shard holds.
     """
 
-    output: str
-    components: Sequence[ComponentConfig]
-    num_shards: Mapping[Split, int]
-    sequence_length: int
-    tokenizer: TokenizerDescription
-    seed: int
+    layout: ShardLayout
+    num_shards: Mapping[Split, int | None]
+    shard_tokens: int
 
-    def expand(self, texts: beam.PCollection) -> beam.PCollection:
-        """One shuffle of texts, by shard; the token counts that the mixture needs travel as a small side input."""
-        by_shard = texts | "Shard" >> beam.Map(_with_shard, dict(self.num_shards), self.seed)
-        num_tokens = (
-            by_shard
-            | "CountTokens" >> beam.Map(lambda item: ((item[0], item[1].component), item[1].num_tokens))
-            | "SumTokens" >> beam.CombinePerKey(sum)
+    def expand(self, units: beam.PCollection) -> tuple[beam.PCollection, beam.PCollection]:
+        """Tokens stay where they are: what goes through the one shuffle are the names of shards."""
+        all_units = AsList(units)
+        settings = _Shards(layout=self.layout, num_shards=dict(self.num_shards), shard_tokens=self.shard_tokens)
+        shards = (
+            units.pipeline
+            | "Begin" >> beam.Impulse()
+            | "ListShards" >> beam.FlatMap(settings.list, all_units)
+            # Grouping deals the shards out to workers; a reshuffle would do the same in five more steps.
+            | "DealShards" >> beam.GroupByKey()
         )
-        write = _WriteShard(self)
-        return by_shard | "GroupByShard" >> beam.GroupByKey() | "Write" >> beam.ParDo(write, AsDict(num_tokens))
+        holdings = shards | "Count" >> beam.FlatMap(settings.count, all_units)
+        reports = shards | "Write" >> beam.FlatMap(settings.write, all_units, AsDict(holdings))
+        return reports, holdings
 
 
-def _with_shard(text: TokenizedText, num_shards: Mapping[Split, int], seed: int) -> tuple[ShardKey, TokenizedText]:
-    return shard_of(text, num_shards=num_shards, seed=seed), text
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Shards:
+    """The work on a shard, as functions of what was tokenized."""
 
+    layout: ShardLayout
+    num_shards: Mapping[Split, int | None]
+    shard_tokens: int
 
-class _WriteShard(beam.DoFn):
-    def __init__(self, settings: WriteShards) -> None:
-        self._output = settings.output
-        self._components = list(settings.components)
-        self._num_shards = dict(settings.num_shards)
-        self._sequence_length = settings.sequence_length
-        self._tokenizer = settings.tokenizer
-        self._seed = settings.seed
+    def list(self, _: bytes, units: Sequence[TokenizedUnit]) -> Iterable[tuple[ShardKey, None]]:
+        for split, count in self._counts(units).items():
+            for number in range(count):
+                yield (split, number), None
 
-    def process(
-        self, shard: tuple[ShardKey, Iterable[TokenizedText]], tokens: Mapping[tuple[ShardKey, str], int]
+    def count(
+        self, dealt: tuple[ShardKey, Iterable[None]], units: Sequence[TokenizedUnit]
+    ) -> Iterable[tuple[ShardKey, ShardHoldings]]:
+        shard, _ = dealt
+        held = count_holdings(
+            shard,
+            count=self._counts(units)[shard[0]],
+            components=self.layout.components,
+            units=units,
+            max_usable=self.layout.max_usable,
+        )
+        if held:
+            yield shard, held
+
+    def write(
+        self,
+        dealt: tuple[ShardKey, Iterable[None]],
+        units: Sequence[TokenizedUnit],
+        holdings: Mapping[ShardKey, ShardHoldings],
     ) -> Iterable[ShardReport]:
-        key, texts = shard
+        """A shard without a text is not written."""
+        shard, _ = dealt
+        if shard not in holdings:
+            return
+        counts = self._counts(units)
         plan = plan_tokens(
-            self._components, tokens=tokens, num_shards=self._num_shards, sequence_length=self._sequence_length
+            self.layout.components,
+            holdings=holdings,
+            num_shards=counts,
+            sequence_length=self.layout.sequence_length,
         )
         yield write_shard(
-            key,
-            texts,
-            num_tokens=plan[key],
-            output=self._output,
-            num_shards=self._num_shards[key[0]],
-            sequence_length=self._sequence_length,
-            tokenizer=self._tokenizer,
-            seed=self._seed,
+            shard,
+            count=counts[shard[0]],
+            num_tokens=plan[shard],
+            holdings=holdings[shard],
+            units=units,
+            layout=self.layout,
         )
+
+    def _counts(self, units: Sequence[TokenizedUnit]) -> dict[Split, int]:
+        return shard_counts(units, num_shards=self.num_shards, shard_tokens=self.shard_tokens)

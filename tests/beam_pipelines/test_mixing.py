@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipelines.mixing import ComponentConfig, check_components, share_out, tokens_by_shard
+from beam_pipelines.mixing import ComponentConfig, check_components, requested_tokens, share_out, tokens_by_shard
 
 
 def component(name="a", **settings):
-    return ComponentConfig(name=name, kind="documents", input=["corpus.jsonl"], **settings)
+    return ComponentConfig(**{"name": name, "kind": "documents", "input": ["corpus.jsonl"], **settings})
 
 
 def test_shares_follow_the_largest_remainder():
@@ -86,6 +86,94 @@ def test_ratios_are_exact_to_one_row(base, ratio, base_epochs, sequence_length):
     assert max(taken["b"]) - min(taken["b"]) <= sequence_length
 
 
+def test_a_share_is_of_the_whole_mixture():
+    # 600 + 400 tokens are what 0.2 and 0.3 of the whole leave, so the whole is 2000.
+    components = [
+        component(epochs=2),
+        component("ratio", token_ratio=2, relative_to=["a"], max_tokens=400),
+        component("fifth", token_share=0.2),
+        component("third", token_share=0.3),
+    ]
+    available = {"a": 300, "ratio": 50, "fifth": 1000, "third": 7}
+    assert requested_tokens(components, available=available) == {"a": 600, "ratio": 400, "fifth": 400, "third": 600}
+    taken = tokens_by_shard(components, tokens={name: [count] for name, count in available.items()}, sequence_length=10)
+    assert taken == {"a": [600], "ratio": [400], "fifth": [400], "third": [600]}
+
+
+@given(
+    base=st.integers(1, 10**6),
+    shares=st.lists(st.integers(1, 30), min_size=1, max_size=3),
+    sequence_length=st.integers(2, 500),
+)
+def test_shares_are_exact_to_one_row(base, shares, sequence_length):
+    names = "bcd"[: len(shares)]
+    components = [
+        component(),
+        *(component(name, token_share=share / 100) for name, share in zip(names, shares, strict=True)),
+    ]
+    tokens = {"a": [base], **{name: [5, 0, 9][:1] for name in names}}
+    taken = {
+        name: sum(by_shard)
+        for name, by_shard in tokens_by_shard(components, tokens=tokens, sequence_length=sequence_length).items()
+    }
+    whole = Fraction(base * 100, 100 - sum(shares))
+    for name, share in zip(names, shares, strict=True):
+        assert abs(taken[name] - whole * share / 100) <= sequence_length
+
+
+def test_a_cap_holds_and_a_limit_says_what_is_available():
+    capped = [component(epochs=4, max_tokens=50), component("b", token_ratio=1, relative_to=["a"], max_epochs=2)]
+    assert requested_tokens(capped, available={"a": 30, "b": 25}) == {"a": 50, "b": 50}
+    with pytest.raises(ValueError, match=r"'b': 50 tokens are asked for, .* have 24, and max_epochs allows 2 times"):
+        requested_tokens(capped, available={"a": 30, "b": 24})
+    shared = [component(), component("b", token_share=0.5, max_epochs=1.5)]
+    assert requested_tokens(shared, available={"a": 30, "b": 20}) == {"a": 30, "b": 30}
+    with pytest.raises(ValueError, match=r"30 tokens are asked for, .* have 19, .* \(28 tokens\)"):
+        requested_tokens(shared, available={"a": 30, "b": 19})
+    # A cap is not rounded up to the next row.
+    assert tokens_by_shard([component(max_tokens=19)], tokens={"a": [70]}, sequence_length=10) == {"a": [10]}
+    # A cap above what is there changes nothing: the last row keeps its padding.
+    assert tokens_by_shard([component(max_tokens=99)], tokens={"a": [7, 6]}, sequence_length=5) == {"a": [7, 6]}
+
+
+@pytest.mark.parametrize(
+    ("components", "message"),
+    [
+        ([component(fraction=0)], "fraction is 0; it must be above 0 and at most 1"),
+        ([component(fraction=1.1)], "fraction is 1.1"),
+        ([component(kind="poems")], "kind is 'poems'; it must be one of"),
+        ([component(max_tokens=0)], "max_tokens is 0; it must be above 0"),
+        ([component(max_epochs=2.0)], "max_epochs goes with token_ratio or token_share"),
+        ([component(), component("b", token_share=1.0)], "token_share is 1.0; it must be below 1"),
+        ([component(), component("b", token_share=0.5, max_tokens=3)], "a share that is capped is another"),
+        ([component(), component("b", token_share=0.5, epochs=2)], "not two of them"),
+        ([component(), component("b", token_share=0.5, relative_to=["a"])], "token_share is of the whole mixture"),
+        (
+            [component(), component("b", token_share=0.5, token_ratio=1, relative_to=["a"])],
+            "give token_ratio or token_share, not both",
+        ),
+        ([component(token_share=0.5)], "add up to 0.5, and no component is taken by epochs"),
+        (
+            [component(), component("b", token_share=0.4), component("c", token_share=0.6)],
+            r"add up to 1, and \['a'\] is taken by epochs: the shares must add up to less than 1",
+        ),
+        ([component(exclude_documents_of=["b"])], "exclude_documents_of is .'b'.; it must name other components"),
+        ([component(exclude_documents_of=["a"])], "must name other components"),
+        (
+            [component(exclude_documents_of=["b"]), component("b", exclude_documents_of=["a"])],
+            "other components that exclude none themselves",
+        ),
+        (
+            [component(kind="chains", exclude_documents_of=["b"]), component("b")],
+            "a text of kind 'chains' may hold several documents",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_met_are_refused(components, message):
+    with pytest.raises(ValueError, match=message):
+        check_components(components)
+
+
 @pytest.mark.parametrize(
     ("components", "message"),
     [
@@ -98,7 +186,7 @@ def test_ratios_are_exact_to_one_row(base, ratio, base_epochs, sequence_length):
         ([component(epochs=float("nan"))], "epochs is nan"),
         ([component(epochs=float("inf"))], "epochs is inf"),
         ([component(token_ratio=0.0, relative_to=["b"]), component("b")], "token_ratio is 0.0; it must be above 0"),
-        ([component(token_ratio=1.0, epochs=2, relative_to=["b"]), component("b")], "not both"),
+        ([component(token_ratio=1.0, epochs=2, relative_to=["b"]), component("b")], "not two of them"),
         ([component(token_ratio=1.0)], r"relative_to is \[\]"),
         ([component(token_ratio=1.0, relative_to=["nobody"]), component("b")], "nobody.*must name components.*'b'"),
         ([component(token_ratio=1.0, relative_to=["a"])], "must name components that are taken by epochs"),

@@ -1,13 +1,19 @@
 import itertools
 import json
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from beam_pipelines.mixing import ComponentConfig
 from beam_pipelines.pack import describe
+from beam_pipelines.shard_writing import PackingConfig
+from beam_pipelines.text_tokenization import TextTokenizer
 from contracts.manifest import read_augmented_corpus_manifest, read_shard_manifest
 from contracts.records import Document, InstructionPair
 from templates import TemplateConfig, render_chain, render_document, render_instruction
@@ -21,6 +27,7 @@ from tests.beam_pipelines.pipeline_runs import (
     run_synthesize,
     write_jsonl,
 )
+from tests.beam_pipelines.tokenizer_kinds import large_vocabulary, llama_like, sentences, t5_like
 
 SEQUENCE_LENGTH = 128
 MARKUP = "Special <s> tokens </s> in <|im_end|> the text, {braces}, %s and <QUE> all </END>, 😀\u2028\x00."
@@ -244,7 +251,7 @@ def test_a_completed_packing_is_left_alone_and_another_one_is_refused(mixed, mon
     assert parquet_digests(output) == before
 
 
-def test_an_interrupted_packing_starts_over(mixed, tmp_path, monkeypatch):
+def test_an_interrupted_packing_goes_on(mixed, tmp_path, monkeypatch):
     components, settings, output, _ = mixed
 
     def stop(*_):
@@ -257,6 +264,7 @@ def test_an_interrupted_packing_starts_over(mixed, tmp_path, monkeypatch):
             run_pack(components, again, **settings)
     run_pack(components, again, **settings)
     assert parquet_digests(again) == parquet_digests(output)
+    assert not (again / "tokenized").exists()
 
 
 def test_an_unfinished_corpus_and_one_without_text_are_refused(inputs, tokenizer_folder, tmp_path):
@@ -267,3 +275,178 @@ def test_an_unfinished_corpus_and_one_without_text_are_refused(inputs, tokenizer
     with pytest.raises(ValueError, match=r"Component 'a' has no text: .*everything in it went to validation"):
         run_pack(held_out, tmp_path / "out", tokenizer=tokenizer_folder, validation_fraction=0.9999)
     assert not (tmp_path / "out" / "COMPLETED").exists()
+
+
+def count_encodings(monkeypatch):
+    """How many texts are tokenized, by component."""
+    counts = Counter()
+    encode = TextTokenizer.encode
+
+    def counting(self, texts):
+        counts.update(text.component for text in texts)
+        return encode(self, texts)
+
+    monkeypatch.setattr(TextTokenizer, "encode", counting)
+    return counts
+
+
+def test_another_mixture_of_the_same_components_tokenizes_nothing(mixed, tmp_path, monkeypatch):
+    components, settings, output, manifest = mixed
+    cache = str(tmp_path / "cache")
+    counts = count_encodings(monkeypatch)
+    again = run_pack(components, tmp_path / "first", cache=cache, **settings)
+    assert again == replace(manifest, config=again.config, inputs=again.inputs)
+    assert parquet_digests(tmp_path / "first") == parquet_digests(output)
+    assert set(counts) == {"augmented", "raw", "web", "general"}
+    counts.clear()
+    augmented, raw, web, general = components
+    other = [
+        replace(augmented, name="renamed", epochs=1.0),
+        replace(raw, fraction=0.5, epochs=1.0),
+        replace(web, epochs=3),
+        replace(general, token_ratio=None, relative_to=[], token_share=0.3),
+    ]
+    run_pack(other, tmp_path / "second", cache=cache, packing=PackingConfig(strategy="best_fit"), **settings)
+    assert not counts
+    run_pack([web], tmp_path / "third", cache=cache, **{**settings, "add_bos": True})
+    assert set(counts) == {"web"}
+
+
+def test_the_fingerprint_covers_the_mixture_and_not_the_cache(inputs, tokenizer_folder, tmp_path):
+    web = component("web", "documents", inputs / "raw.jsonl")
+    settings = {"tokenizer": tokenizer_folder, "sequence_length": 64}
+    fingerprints = [
+        run_pack([web], tmp_path / str(number), **settings, **changes).fingerprint
+        for number, changes in enumerate(
+            (
+                {},
+                {"cache": str(tmp_path / "cache")},
+                {"add_bos": True},
+                {"seed": 1},
+                {"packing": PackingConfig(strategy="best_fit")},
+            )
+        )
+    ]
+    assert fingerprints[0] == fingerprints[1]
+    assert len(set(fingerprints)) == len(fingerprints) - 1
+
+
+def test_a_fifth_converted_and_the_rest_raw(tokenizer_folder, tmp_path):
+    """The general recipe: no document is trained on in both forms, and none is lost."""
+    documents = make_documents(100)
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", documents)
+    fifth = write_jsonl(tmp_path / "fifth.jsonl", documents[:20])
+    run_synthesize([fifth], tmp_path / "augmented", chain_length=2)
+    manifest = run_pack(
+        [
+            component("augmented", "chains", tmp_path / "augmented"),
+            component("raw", "documents", corpus, exclude_documents_of=["augmented"]),
+        ],
+        tmp_path / "shards",
+        tokenizer=tokenizer_folder,
+        sequence_length=64,
+        num_shards=3,
+        validation_fraction=0.2,
+    )
+    converted = {e.document.doc_id for chain in read_chains(tmp_path / "augmented") for e in chain.examples}
+    raw = {
+        text_id
+        for _, row in read_rows(tmp_path / "shards", manifest)
+        if row.component == "raw"
+        for text_id in row.text_ids
+    }
+    assert len(converted) == 20
+    assert raw == {document["id"] for document in documents} - converted
+    assert sum(counts.num_documents for counts in manifest.components["raw"].values()) == 80
+
+
+def test_a_fraction_and_the_rest_of_the_same_documents(inputs, tokenizer_folder, tmp_path, monkeypatch):
+    counts = count_encodings(monkeypatch)
+    manifest = run_pack(
+        [
+            component("some", "documents", inputs / "raw.jsonl", fraction=0.4, epochs=2),
+            component("rest", "documents", inputs / "raw.jsonl", exclude_documents_of=["some"]),
+        ],
+        tmp_path / "shards",
+        tokenizer=tokenizer_folder,
+        sequence_length=64,
+    )
+    seen = defaultdict(set)
+    for _, row in read_rows(tmp_path / "shards", manifest):
+        seen[row.component] |= set(row.text_ids)
+    assert not seen["some"] & seen["rest"]
+    assert len(seen["some"] | seen["rest"]) == 21
+    assert 2 <= len(seen["some"]) <= 16
+    # Each text is tokenized, and each reject reported, once.
+    assert counts == {"some": 21}
+    assert manifest.rejected_by_reason == {"read/no_text": 1}
+
+
+def test_a_shard_is_a_fair_sample_of_the_mixture(tokenizer_folder, tmp_path):
+    """Rows of a component are spread over shards, and over the places in a shard, as chance would spread them."""
+    components = [
+        component(
+            name,
+            "documents",
+            write_jsonl(tmp_path / f"{name}.jsonl", make_documents(count, source=name)),
+            epochs=epochs,
+        )
+        for name, count, epochs in (("many", 600, 1), ("few", 80, 3.5), ("some", 200, 0.5))
+    ]
+    manifest = run_pack(components, tmp_path / "shards", tokenizer=tokenizer_folder, sequence_length=64, num_shards=4)
+    rows = read_rows(tmp_path / "shards", manifest)
+    by_shard = np.array([[entry.rows_by_component[one.name] for one in components] for entry in manifest.shards])
+    # Texts are dealt to shards, so rows of one text come together: seven rows are about two texts here.
+    assert chi_square(by_shard / 3.5) < CHI_SQUARE_999[6]
+    start = 0
+    for entry in manifest.shards:
+        names = [row.component for _, row in rows[start : start + entry.num_rows]]
+        start += entry.num_rows
+        quarters = [names[quarter * len(names) // 4 : (quarter + 1) * len(names) // 4] for quarter in range(4)]
+        by_quarter = np.array([[quarter.count(one.name) for one in components] for quarter in quarters])
+        assert chi_square(by_quarter) < CHI_SQUARE_999[6]
+    # The test would notice a mixture that is not one.
+    assert chi_square(np.diag(by_shard.sum(axis=0))) > CHI_SQUARE_999[4]
+
+
+# What chance exceeds once in a thousand times, by degrees of freedom.
+CHI_SQUARE_999 = {4: 18.47, 6: 22.46}
+
+
+def chi_square(counts):
+    expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0, keepdims=True) / counts.sum()
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def test_an_impossible_request_says_what_is_available(inputs, tokenizer_folder, tmp_path):
+    components = [
+        component("web", "documents", inputs / "raw.jsonl"),
+        component("general", "instructions", inputs / "instructions.jsonl", token_share=0.9, max_epochs=1.0),
+    ]
+    with pytest.raises(ValueError, match=r"Component 'general': \d+ tokens are asked for, but its texts have \d+"):
+        run_pack(components, tmp_path / "out", tokenizer=tokenizer_folder)
+    assert not (tmp_path / "out" / "COMPLETED").exists()
+
+
+@pytest.mark.parametrize("kind", [llama_like, t5_like, large_vocabulary], ids=lambda kind: kind.__name__)
+def test_rows_decode_to_their_texts_with_every_kind_of_tokenizer(kind, tmp_path):
+    tokenizer = kind(str(tmp_path / "tokenizer"))
+    contents = (
+        [f"w{n} w{69_000 + n} w65535 w65536" for n in range(20)]
+        if kind is large_vocabulary
+        else [" ".join(sentences()[n : n + 5]).strip() for n in range(0, 100, 5)]
+    )
+    corpus = write_jsonl(tmp_path / "c.jsonl", [{"id": str(n), "text": text} for n, text in enumerate(contents)])
+    manifest = run_pack(
+        [component("raw", "documents", corpus)], tmp_path / "out", tokenizer=tokenizer.folder, sequence_length=512,
+        packing=PackingConfig(strategy="best_fit"),
+    )  # fmt: skip
+    decode = AutoTokenizer.from_pretrained(tokenizer.folder).decode
+    for (_, _, text_id), (ids,) in segments_by_text(read_rows(tmp_path / "out", manifest)).items():
+        assert ids[-1] == manifest.special_ids["eos"]
+        text = contents[int(text_id)]
+        assert ids[:-1] == tokenizer.encode(text)
+        if kind is not large_vocabulary:
+            assert decode(ids[:-1]) == tokenizer.restores(text)
+    column = pq.read_schema(tmp_path / "out" / manifest.shards[0].path).field("input_ids").type.value_type
+    assert column == (pa.uint32() if kind is large_vocabulary else pa.uint16())

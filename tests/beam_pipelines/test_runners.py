@@ -24,7 +24,7 @@ DOCUMENTS = make_documents(40)
 RECORDS = [*DOCUMENTS, DOCUMENTS[3], {"body": "no text"}]
 
 
-def run_both(folder, corpus, *, beam=IN_MEMORY, tokenizer):
+def run_both(folder, corpus, *, beam=IN_MEMORY, tokenizer, **pack_settings):
     """Synthesizes and packs; returns the checksums of everything written but the rejects, which name their files."""
     run_synthesize(
         [corpus],
@@ -44,7 +44,9 @@ def run_both(folder, corpus, *, beam=IN_MEMORY, tokenizer):
         tokenizer=tokenizer,
         sequence_length=64,
         num_shards=3,
+        num_validation_shards=1,
         validation_fraction=0.2,
+        **pack_settings,
     )
     return parquet_digests(folder / "augmented") | parquet_digests(folder / "shards")
 
@@ -76,6 +78,16 @@ def test_another_corpus_gives_other_bytes(expected, tokenizer_folder, tmp_path):
     corpus = write_jsonl(tmp_path / "corpus.jsonl", RECORDS[1:])
     # A file that held nothing of the document left out, nor of its chain, may well be the same.
     assert run_both(tmp_path, corpus, tokenizer=tokenizer_folder) != expected
+
+
+def test_from_eight_threads_in_parts_of_a_few_texts(corpus, expected, tokenizer_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("beam_pipelines.component_tokenization.UNIT_BYTES", 1)
+    monkeypatch.setattr("beam_pipelines.component_tokenization.BATCH_CHARACTERS", 300)
+    beam = ("--runner=FnApiRunner", "--direct_running_mode=multi_threading", "--direct_num_workers=8")
+    cache = str(tmp_path / "cache")
+    settings = {"beam": beam, "tokenizer": tokenizer_folder, "shard_tokens": 500, "cache": cache}
+    assert run_both(tmp_path, corpus, **settings) == expected
+    assert len(list((tmp_path / "cache").rglob("train-00001.arrow"))) >= 3
 
 
 @pytest.mark.slow

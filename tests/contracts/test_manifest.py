@@ -49,6 +49,9 @@ CORPUS = AugmentedCorpusManifest(
 )
 
 
+SEQUENCE_LENGTH = 32
+
+
 def counts_of(num_rows, num_tokens):
     return ComponentCounts(
         num_documents=3,
@@ -57,7 +60,7 @@ def counts_of(num_rows, num_tokens):
         epochs=num_tokens / 90,
         num_rows=num_rows,
         num_tokens=num_tokens,
-        num_padding_tokens=0,
+        num_padding_tokens=num_rows * SEQUENCE_LENGTH - num_tokens,
         num_truncations=1,
     )
 
@@ -161,6 +164,8 @@ def with_shard(index, **changes):
             "Component 'raw' \\(validation\\): the shards hold 1 rows and 20 tokens, the totals say 0 and 0",
         ),
         ({"components": {**SHARDS.components, "absent": {"train": counts_of(1, 1)}}}, "Component 'absent'"),
+        # Rows are not filled by their tokens and their padding.
+        ({"sequence_length": 31}, "1 rows of 31 tokens do not hold 32 tokens and 0 of padding"),
         # The rejects.
         ({"rejects": ()}, "The files of rejects do not hold the rejects counted"),
         ({"rejected_by_reason": {}}, "The files of rejects do not hold the rejects counted"),

@@ -223,3 +223,21 @@ def test_a_file_of_several_blocks_hashes_as_a_whole(tmp_path):
     data = bytes(range(256)) * 10_000
     (tmp_path / "large").write_bytes(data)
     assert storage.file_sha256(str(tmp_path / "large")) == hashlib.sha256(data).hexdigest()
+
+
+def test_names_below_a_folder(folder):
+    for name in ("b.parquet", "a/c.parquet", "a/d"):
+        storage.write_bytes_atomically(storage.join(folder, name), b"x")
+    assert storage.relative_names(folder) == ["a/c.parquet", "a/d", "b.parquet"]
+    assert storage.relative_names(storage.join(folder, "a")) == ["c.parquet", "d"]
+    assert storage.relative_names(storage.join(folder, "absent")) == []
+
+
+def test_a_file_is_read_in_any_order(folder):
+    url = storage.join(folder, "data")
+    storage.write_bytes_atomically(url, bytes(range(100)))
+    file = storage.open_random_access(url)
+    assert file.size() == 100
+    for position in (90, 0, 50):
+        file.seek(position)
+        assert file.read(3) == bytes(range(position, position + 3))

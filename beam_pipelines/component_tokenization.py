@@ -1,0 +1,350 @@
+"""Tokenizes a component unit by unit into files that are kept and found again.
+
+A component is cut into units, neighbouring files of about `UNIT_BYTES` together, and a unit is read, rendered and
+tokenized into parts (`beam_pipelines.tokenized_parts`) of a bounded number of tokens. Its index, written last,
+says that it is done: another packing with the same tokenizer, rendering and inputs, or the same one after an
+interruption, reads the index and does nothing else. Where a component is kept follows from a fingerprint of all that
+its tokens depend on, so nothing stale is ever found.
+
+One thread reads and renders; as many as there are cores tokenize, each a batch at a time. Most of that happens outside
+of Python's lock, so that reading, and moving ids into arrays, costs hardly any time of its own.
+
+Cost: what the tokenizer takes, plus a few per cent. Memory: the tokens of a part twice, and two batches a core.
+
+Not done here: cutting a file. A unit is at least one file, and files are what is spread over machines.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from beam_pipelines.component_reading import Rendering, rendering_inputs
+from beam_pipelines.mixing import ComponentKind
+from beam_pipelines.text_tokenization import TextTokenizer, Tokenization, TokenizedTexts
+from beam_pipelines.tokenized_parts import DOCUMENT_SCHEMA, document_key, text_schema, write_part
+from contracts import storage
+from contracts.manifest import SPLITS, Split
+from contracts.parquet_files import write_parquet
+from contracts.records import Reject, RenderedText
+from contracts.schemas import rejects_to_table, token_dtype
+from contracts.seeding import hash_fraction
+from contracts.storage import InputFile
+
+UNIT_BYTES = 64 << 20
+BATCH_CHARACTERS = 1 << 18
+_BATCH_TEXTS = 4096
+_REJECTS_PER_FILE = 65536
+_INDEX_FILE = "unit.json"
+_LAYOUT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Keeping:
+    """How tokenized texts are laid out.
+
+    Args:
+        part_tokens: Tokens after which a part is written; decides memory, not results.
+        validation_fraction: Share of the groups that go to validation, drawn by the hash of ``group_id``.
+        seed: Decides which ones, and every key.
+    """
+
+    part_tokens: int
+    validation_fraction: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unit:
+    """Files of a component that are tokenized together.
+
+    Args:
+        components: Names of the component, and of others that take the same texts in another proportion.
+        kind: Their kind.
+        folder: Where its parts are kept.
+        files: URLs in order.
+    """
+
+    components: tuple[str, ...]
+    kind: ComponentKind
+    folder: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextsPart:
+    """A part of texts of one split; ``path`` is relative to the unit's folder."""
+
+    path: str
+    split: Split
+    num_texts: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnitIndex:
+    """What a tokenized unit holds; paths are relative to ``folder``."""
+
+    folder: str
+    texts: tuple[TextsPart, ...]
+    documents: tuple[str, ...]
+    rejects: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizedUnit:
+    """A tokenized unit of a component."""
+
+    component: str
+    index: UnitIndex
+
+
+def component_identity(
+    kind: ComponentKind,
+    *,
+    files: Sequence[InputFile],
+    rendering: Rendering,
+    tokenization: Tokenization,
+    keeping: Keeping,
+) -> dict[str, Any]:
+    """As JSON what a tokenized component is found again by: everything that its parts depend on, and nothing else.
+
+    Neither its name nor how much of it is taken is among that.
+    """
+    return {
+        "layout_version": _LAYOUT_VERSION,
+        "kind": kind,
+        "files": [asdict(file) for file in files],
+        "rendering": rendering_inputs(kind, rendering=rendering),
+        # Named by their hashes: what transformers makes of the same files may change from one release to the next.
+        "tokenizer": [
+            url.rpartition("/")[2] for url in (tokenization.definition_url, tokenization.plain_definition_url)
+        ],
+        "special_ids": tokenization.tokenizer.special_ids,
+        "add_bos": tokenization.add_bos,
+        "add_eos": tokenization.add_eos,
+        "validation_fraction": keeping.validation_fraction,
+        "seed": keeping.seed,
+    }
+
+
+def plan_units(
+    components: Sequence[str], *, kind: ComponentKind, files: Sequence[InputFile], folder: str
+) -> list[Unit]:
+    """The units of components with the same texts, each with a folder of its own below ``folder``."""
+    groups: list[list[str]] = []
+    num_bytes = UNIT_BYTES
+    for file in files:
+        if num_bytes >= UNIT_BYTES:
+            groups.append([])
+            num_bytes = 0
+        groups[-1].append(file.url)
+        num_bytes += file.size_bytes
+    return [
+        Unit(
+            components=tuple(components),
+            kind=kind,
+            folder=storage.join(folder, f"unit-{number:05d}"),
+            files=tuple(group),
+        )
+        for number, group in enumerate(groups)
+    ]
+
+
+def find_unit(folder: str) -> UnitIndex | None:
+    """The index of a unit that is kept in a folder; None when there is none, or not all of it."""
+    url = storage.join(folder, _INDEX_FILE)
+    if not storage.exists(url):
+        return None
+    raw = storage.read_json(url)
+    return UnitIndex(
+        folder=folder,
+        texts=tuple(TextsPart(**part) for part in raw["texts"]),
+        documents=tuple(raw["documents"]),
+        rejects=tuple(raw["rejects"]),
+    )
+
+
+def tokenize_unit(
+    folder: str,
+    texts: Iterable[RenderedText | Reject],
+    *,
+    tokenizer: TextTokenizer,
+    keeping: Keeping,
+) -> UnitIndex:
+    """Tokenizes the texts of a unit and keeps them in a folder.
+
+    Args:
+        folder: The unit's own.
+        texts: Its texts, and what could not be used.
+        tokenizer: Encodes them.
+        keeping: How they are laid out.
+    """
+    writer = _UnitWriter(folder, vocab_size=tokenizer.description.vocab_size, keeping=keeping)
+    for tokenized in _tokenized_batches(writer.keep_rejects(texts), tokenizer=tokenizer):
+        writer.add(tokenized)
+    return writer.close()
+
+
+def read_rejects(index: UnitIndex) -> Iterator[Reject]:
+    """The rejects of a unit in the order of its files."""
+    for path in index.rejects:
+        with storage.open_input(storage.join(index.folder, path)) as file:
+            for row in pq.read_table(file).to_pylist():
+                yield Reject(**row)
+
+
+def _tokenized_batches(texts: Iterable[RenderedText], *, tokenizer: TextTokenizer) -> Iterator[TokenizedTexts]:
+    """Batches in the order of the texts; two a core are under way at any time."""
+    num_threads = os.cpu_count() or 1
+    pending: deque[Future[TokenizedTexts]] = deque()
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="tokenize") as pool:
+        for batch in _batches(texts):
+            pending.append(pool.submit(tokenizer.encode, batch))
+            while len(pending) > 2 * num_threads or (pending and pending[0].done()):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _batches(texts: Iterable[RenderedText]) -> Iterator[list[RenderedText]]:
+    batch: list[RenderedText] = []
+    num_characters = 0
+    for text in texts:
+        batch.append(text)
+        num_characters += len(text.text)
+        if num_characters >= BATCH_CHARACTERS or len(batch) == _BATCH_TEXTS:
+            yield batch
+            batch, num_characters = [], 0
+    if batch:
+        yield batch
+
+
+class _UnitWriter:
+    """Gathers tokenized texts and writes a part whenever there are enough of them."""
+
+    def __init__(self, folder: str, *, vocab_size: int, keeping: Keeping) -> None:
+        self._folder = folder
+        self._vocab_size = vocab_size
+        self._keeping = keeping
+        self._texts: dict[Split, list[pa.Table]] = {split: [] for split in SPLITS}
+        self._documents: list[pa.Table] = []
+        self._num_tokens = 0
+        self._rejects: list[Reject] = []
+        self._texts_parts: list[TextsPart] = []
+        self._documents_parts: list[str] = []
+        self._rejects_parts: list[str] = []
+
+    def keep_rejects(self, texts: Iterable[RenderedText | Reject]) -> Iterator[RenderedText]:
+        """The texts; rejects are taken out and written."""
+        for text in texts:
+            if isinstance(text, RenderedText):
+                yield text
+                continue
+            self._rejects.append(text)
+            if len(self._rejects) == _REJECTS_PER_FILE:
+                self._write_rejects()
+
+    def add(self, tokenized: TokenizedTexts) -> None:
+        """Takes a batch of tokenized texts."""
+        if not tokenized.texts:
+            return
+        keys = [document_key(text.doc_ids[0], seed=self._keeping.seed) for text in tokenized.texts]
+        is_held_out = np.array([self._is_held_out(text.group_id) for text in tokenized.texts])
+        table = _texts_table(tokenized, keys=keys, vocab_size=self._vocab_size)
+        if self._keeping.validation_fraction:
+            self._texts["validation"].append(table.filter(pa.array(is_held_out)))
+            table = table.filter(pa.array(~is_held_out))
+        self._texts["train"].append(table)
+        self._documents.append(_documents_table(tokenized.texts, keys=keys, seed=self._keeping.seed))
+        self._num_tokens += len(tokenized.ids)
+        if self._num_tokens >= self._keeping.part_tokens:
+            self._flush()
+
+    def close(self) -> UnitIndex:
+        """Writes what is left, then the index."""
+        self._flush()
+        self._write_rejects()
+        content = {
+            "texts": [asdict(part) for part in self._texts_parts],
+            "documents": self._documents_parts,
+            "rejects": self._rejects_parts,
+        }
+        storage.write_json(storage.join(self._folder, _INDEX_FILE), content)
+        return UnitIndex(
+            folder=self._folder,
+            texts=tuple(self._texts_parts),
+            documents=tuple(self._documents_parts),
+            rejects=tuple(self._rejects_parts),
+        )
+
+    def _is_held_out(self, group_id: str) -> bool:
+        if not self._keeping.validation_fraction:
+            return False
+        return hash_fraction(self._keeping.seed, "validation", group_id) < self._keeping.validation_fraction
+
+    def _flush(self) -> None:
+        if not self._documents:
+            return
+        number = len(self._documents_parts)
+        for split in SPLITS:
+            tables, self._texts[split] = self._texts[split], []
+            table = pa.concat_tables(tables) if tables else None
+            if table is None or not table.num_rows:
+                continue
+            path = f"{split}-{number:05d}.arrow"
+            write_part(storage.join(self._folder, path), table)
+            num_tokens = int(table.column("num_tokens").to_numpy().sum())
+            self._texts_parts.append(TextsPart(path=path, split=split, num_texts=table.num_rows, num_tokens=num_tokens))
+        path = f"documents-{number:05d}.arrow"
+        write_part(storage.join(self._folder, path), pa.concat_tables(self._documents))
+        self._documents_parts.append(path)
+        self._documents = []
+        self._num_tokens = 0
+
+    def _write_rejects(self) -> None:
+        if self._rejects:
+            path = f"rejects-{len(self._rejects_parts):05d}.parquet"
+            write_parquet(self._folder, path=path, table=rejects_to_table(self._rejects))
+            self._rejects_parts.append(path)
+            self._rejects = []
+
+
+def _texts_table(tokenized: TokenizedTexts, *, keys: Sequence[int], vocab_size: int) -> pa.Table:
+    schema = text_schema(with_loss_spans=tokenized.loss_spans is not None)
+    ids = tokenized.ids.astype(token_dtype(vocab_size), copy=False)
+    offsets = np.concatenate([[0], np.cumsum(tokenized.lengths)]) * ids.itemsize
+    columns: list[pa.Array] = [
+        pa.array(keys, pa.uint64()),
+        pa.array([text.text_id for text in tokenized.texts], pa.large_string()),
+        pa.array([len(text.doc_ids) for text in tokenized.texts], pa.int32()),
+        pa.array(tokenized.lengths),
+        pa.LargeBinaryArray.from_buffers(
+            pa.large_binary(), len(tokenized.texts), [None, pa.py_buffer(offsets), pa.py_buffer(ids)]
+        ),
+    ]
+    if tokenized.loss_spans is not None:
+        flat = [spans.reshape(-1).tolist() for spans in tokenized.loss_spans]
+        columns.append(pa.array(flat, schema.field("loss_spans").type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _documents_table(texts: Sequence[RenderedText], *, keys: Sequence[int], seed: int) -> pa.Table:
+    doc_keys, doc_ids, text_keys = [], [], []
+    for text, text_key in zip(texts, keys, strict=True):
+        for number, doc_id in enumerate(text.doc_ids):
+            doc_keys.append(document_key(doc_id, seed=seed) if number else text_key)
+            doc_ids.append(doc_id)
+            text_keys.append(text_key)
+    return pa.Table.from_arrays(
+        [pa.array(doc_keys, pa.uint64()), pa.array(doc_ids, pa.large_string()), pa.array(text_keys, pa.uint64())],
+        schema=DOCUMENT_SCHEMA,
+    )

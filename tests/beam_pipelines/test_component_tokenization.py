@@ -1,0 +1,171 @@
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from beam_pipelines import component_tokenization
+from beam_pipelines.component_reading import Rendering
+from beam_pipelines.component_tokenization import (
+    Keeping,
+    component_identity,
+    find_unit,
+    plan_units,
+    read_rejects,
+    tokenize_unit,
+)
+from beam_pipelines.record_reading import FieldNames
+from beam_pipelines.text_tokenization import Tokenization
+from beam_pipelines.tokenized_parts import NUM_KEYS, document_key, read_range
+from contracts import storage
+from contracts.records import Reject, RenderedText
+from contracts.storage import InputFile
+from templates import TemplateConfig
+from tests.beam_pipelines.byte_tokenizer import DESCRIPTION, ByteTokenizer
+
+EVERYTHING = (0, NUM_KEYS)
+KEEPING = Keeping(part_tokens=1 << 20, validation_fraction=0.0, seed=3)
+
+
+def text(number, *, doc_ids=None, content=None):
+    return RenderedText(
+        text_id=f"text-{number}",
+        component="raw",
+        text=f"text number {number}" if content is None else content,
+        template_id="raw",
+        doc_ids=doc_ids or (f"doc-{number}",),
+        group_id=f"group-{number}",
+    )
+
+
+def reject(number):
+    return Reject(doc_id=str(number), source="s", stage="read", reason="r", detail="d", text="t")
+
+
+def read_texts(index, split="train"):
+    paths = [part.path for part in index.texts if part.split == split]
+    columns = ["key", "text_id", "num_documents", "num_tokens", "ids"]
+    return pa.concat_tables([read_range(f"{index.folder}/{path}", EVERYTHING, columns=columns) for path in paths])
+
+
+def texts_of(table):
+    """The texts by id, from their ids as 16-bit numbers."""
+    return {
+        row["text_id"]: bytes(np.frombuffer(row["ids"], "<u2").astype(np.uint8)).decode() for row in table.to_pylist()
+    }
+
+
+def test_a_unit_keeps_every_text_by_its_first_document(tmp_path):
+    texts = [text(number) for number in range(50)] + [text(50, doc_ids=("doc-50", "doc-51")), text(60, content="")]
+    index = tokenize_unit(str(tmp_path), texts, tokenizer=ByteTokenizer(), keeping=KEEPING)
+    table = read_texts(index)
+    assert texts_of(table) == {one.text_id: one.text for one in texts if one.text}
+    rows = table.to_pylist()
+    assert [row["key"] for row in rows] == sorted(row["key"] for row in rows)
+    assert {row["key"] for row in rows} == {document_key(f"doc-{number}", seed=3) for number in range(51)}
+    assert [row["num_tokens"] for row in rows] == [len(texts_of(table)[row["text_id"]]) for row in rows]
+    (part,) = index.texts
+    assert (part.num_texts, part.num_tokens) == (51, sum(row["num_tokens"] for row in rows))
+    (documents,) = index.documents
+    columns = ["key", "doc_id", "text_key"]
+    listed = read_range(f"{index.folder}/{documents}", EVERYTHING, columns=columns).to_pylist()
+    assert {(row["doc_id"], row["text_key"]) for row in listed} == {
+        *((f"doc-{number}", document_key(f"doc-{number}", seed=3)) for number in range(51)),
+        ("doc-51", document_key("doc-50", seed=3)),
+    }
+    assert all(row["key"] == document_key(row["doc_id"], seed=3) for row in listed)
+
+
+def test_what_is_kept_is_found_again_and_an_unfinished_unit_is_not(tmp_path):
+    items = [reject(0), text(1), reject(2), text(3)]
+    index = tokenize_unit(str(tmp_path), items, tokenizer=ByteTokenizer(), keeping=KEEPING)
+    assert find_unit(str(tmp_path)) == index
+    assert list(read_rejects(index)) == [reject(0), reject(2)]
+    (tmp_path / "unit.json").unlink()
+    assert find_unit(str(tmp_path)) is None
+    assert find_unit(str(tmp_path / "nowhere")) is None
+
+
+def test_parts_are_bounded_and_hold_the_same_texts(tmp_path, monkeypatch):
+    monkeypatch.setattr(component_tokenization, "BATCH_CHARACTERS", 40)
+    monkeypatch.setattr(component_tokenization, "_REJECTS_PER_FILE", 3)
+    items = list(itertools.chain.from_iterable((text(number), reject(number)) for number in range(100)))
+    keeping = replace(KEEPING, part_tokens=300)
+    index = tokenize_unit(str(tmp_path / "small"), items, tokenizer=ByteTokenizer(), keeping=keeping)
+    whole = tokenize_unit(str(tmp_path / "large"), items, tokenizer=ByteTokenizer(), keeping=KEEPING)
+    assert len(index.texts) > 3
+    assert len(whole.texts) == 1
+    assert all(part.num_tokens < 300 + 60 for part in index.texts)
+    assert texts_of(read_texts(index)) == texts_of(read_texts(whole))
+    assert list(read_rejects(index)) == list(read_rejects(whole)) == [reject(number) for number in range(100)]
+    assert len(index.rejects) == 34
+
+
+def test_held_out_groups_have_parts_of_their_own(tmp_path):
+    keeping = replace(KEEPING, validation_fraction=0.3)
+    index = tokenize_unit(
+        str(tmp_path), [text(number) for number in range(200)], tokenizer=ByteTokenizer(), keeping=keeping
+    )
+    train, validation = texts_of(read_texts(index)), texts_of(read_texts(index, "validation"))
+    assert not train.keys() & validation.keys()
+    assert len(train) + len(validation) == 200
+    assert 30 < len(validation) < 90
+
+
+def test_an_error_of_the_tokenizer_or_the_reader_ends_the_unit(tmp_path):
+    class Failing(ByteTokenizer):
+        def encode(self, texts):
+            raise ValueError("cannot be encoded")
+
+    def failing_texts():
+        yield text(0)
+        raise OSError("no connection")
+
+    with pytest.raises(ValueError, match="cannot be encoded"):
+        tokenize_unit(str(tmp_path), [text(0)], tokenizer=Failing(), keeping=KEEPING)
+    with pytest.raises(OSError, match="no connection"):
+        tokenize_unit(str(tmp_path), failing_texts(), tokenizer=ByteTokenizer(), keeping=KEEPING)
+    assert find_unit(str(tmp_path)) is None
+
+
+def test_units_are_neighbouring_files_of_bounded_size():
+    sizes = [1, 2, component_tokenization.UNIT_BYTES, 3, 4, component_tokenization.UNIT_BYTES * 3, 5]
+    files = [InputFile(url=f"f{number}", size_bytes=size, version="") for number, size in enumerate(sizes)]
+    units = plan_units(["raw", "rest"], kind="documents", files=files, folder="cache")
+    assert [unit.files for unit in units] == [("f0", "f1", "f2"), ("f3", "f4", "f5"), ("f6",)]
+    assert {unit.components for unit in units} == {("raw", "rest")}
+    assert [unit.folder for unit in units] == [f"cache/unit-0000{number}" for number in range(3)]
+    assert plan_units(["raw", "rest"], kind="documents", files=[], folder="cache") == []
+
+
+RENDERING = Rendering(fields=FieldNames(), templates=TemplateConfig(), sequence_length=64, seed=3)
+TOKENIZATION = Tokenization(
+    definition_url="c/1.json", plain_definition_url="c/2.json", tokenizer=DESCRIPTION, add_bos=False, add_eos=True
+)
+FILES = (InputFile(url="f", size_bytes=1, version="1"),)
+
+
+def fingerprint(kind, *, files=FILES, rendering=RENDERING, tokenization=TOKENIZATION, keeping=KEEPING):
+    return storage.json_sha256(
+        component_identity(kind, files=files, rendering=rendering, tokenization=tokenization, keeping=keeping)
+    )
+
+
+@pytest.mark.parametrize("kind", ["chains", "chain_documents", "documents", "instructions", "synthesizer_tuning"])
+def test_whatever_decides_the_tokens_changes_the_fingerprint(kind, monkeypatch):
+    same = fingerprint(kind)
+    assert fingerprint(kind, keeping=replace(KEEPING, part_tokens=7)) == same
+    assert fingerprint("documents" if kind != "documents" else "chains") != same
+    assert fingerprint(kind, files=(replace(FILES[0], version="2"),)) != same
+    assert fingerprint(kind, tokenization=replace(TOKENIZATION, add_bos=True)) != same
+    assert fingerprint(kind, tokenization=replace(TOKENIZATION, plain_definition_url="c/3.json")) != same
+    assert fingerprint(kind, keeping=replace(KEEPING, validation_fraction=0.1)) != same
+    other_fields = replace(RENDERING, fields=FieldNames(text="body"))
+    assert (fingerprint(kind, rendering=other_fields) != same) == (kind in ("documents", "instructions"))
+    longer = replace(RENDERING, sequence_length=128)
+    assert (fingerprint(kind, rendering=longer) != same) == (kind == "synthesizer_tuning")
+    other_templates = replace(RENDERING, templates=TemplateConfig(pairs_first_share=0.9))
+    assert (fingerprint(kind, rendering=other_templates) != same) == (kind == "chains")
+    monkeypatch.setattr("beam_pipelines.component_reading.bank_sha256", lambda: "another bank")
+    assert (fingerprint(kind) != same) == (kind == "chains")
