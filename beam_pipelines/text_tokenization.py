@@ -28,6 +28,7 @@ from beam_pipelines.span_tokenization import SpanTokenizer
 from contracts import storage
 from contracts.records import RenderedText
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerDescription:
     """What the manifest says of a tokenizer, and what its texts may not be taken for.
