@@ -90,7 +90,7 @@ class PackConfig:
     packing: PackingConfig = field(default_factory=PackingConfig)
     num_shards: int | None = None
     num_validation_shards: int | None = None
-    shard_tokens: int = 1 << 24
+    shard_tokens: int = 1 << 23
     validation_fraction: float = 0.0
     add_bos: bool = False
     add_eos: bool = True

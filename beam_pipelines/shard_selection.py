@@ -11,7 +11,6 @@ Cost: reading the range, the keys twice: once to count, once to write. Memory: t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +26,6 @@ from contracts.manifest import SPLITS, Split
 
 ShardKey = tuple[Split, int]
 _COUNTED_COLUMNS = ("key", "text_id", "num_documents", "num_tokens")
-_NUM_READERS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,10 +149,8 @@ def _documents_of(component: str, *, units: Sequence[TokenizedUnit]) -> list[str
 
 def _read(urls: Sequence[str], keys: tuple[int, int], *, schema: pa.Schema) -> pa.Table:
     """The rows of several parts in a range of keys, with the columns of a schema."""
-    with ThreadPoolExecutor(_NUM_READERS) as pool:
-        return pa.concat_tables(
-            [schema.empty_table(), *pool.map(lambda url: read_range(url, keys, columns=schema.names), urls)]
-        )
+    # One after the other: threads would hide the latency of a remote storage, but Arrow keeps memory for each of them.
+    return pa.concat_tables([schema.empty_table(), *(read_range(url, keys, columns=schema.names) for url in urls)])
 
 
 def _drawn(table: pa.Table, *, fraction: float, key: str) -> pa.Table:
