@@ -171,12 +171,11 @@ def plan_run(config: SynthesizeConfig, *, runner: str) -> SynthesisRun:
         check_engine(config.engine, runner=runner, prompt=prompt)
     model_id = identify_model(config.engine)
     inputs = {file.url: f"{file.size_bytes} bytes, {file.version}" for file in (*files, *evaluation_files)}
-    # What wordings and examples hold counts, not where they lie.
     return SynthesisRun(
         files=tuple(files),
         evaluation_files=tuple(file.url for file in evaluation_files),
         model_id=model_id,
-        inputs={**inputs, "model": model_id, "format": synthesizer.format_id},
+        inputs={**inputs, "model": model_id},
     )
 
 
@@ -369,7 +368,9 @@ def _settings_of_the_result(config: SynthesizeConfig) -> dict[str, Any]:
 
 def run_identity(config: SynthesizeConfig, run: SynthesisRun) -> dict[str, Any]:
     """What makes two starts the same run; see `contracts.artifact.describe_run`."""
-    return describe_run(command="synthesize", config=_settings_of_the_result(config), inputs=run.inputs)
+    # What wordings and examples hold counts, not only where they lie.
+    inputs = {**run.inputs, "format": make_synthesizer(config.synthesizer).format_id}
+    return describe_run(command="synthesize", config=_settings_of_the_result(config), inputs=inputs)
 
 
 def synthesize(config: SynthesizeConfig, *, options: PipelineOptions, console: Console) -> AugmentedCorpusManifest:

@@ -17,6 +17,7 @@ from contracts import storage
 from contracts.artifact import completed_fingerprint
 from contracts.manifest import read_augmented_corpus_manifest
 from synth_model.engines import load_engine
+from synth_model.synthesizer import SynthesizerConfig
 from tests.beam_pipelines.pipeline_runs import (
     fake_engine,
     make_documents,
@@ -262,3 +263,13 @@ def test_a_folder_of_another_run_or_of_strangers_is_refused_before_any_work(corp
     assert asked == []
     assert parquet_digests(output) == before
     assert [path.name for path in strange.iterdir()] == ["thesis.tex"]
+
+
+def test_other_few_shot_examples_are_another_run(corpus, tmp_path):
+    examples = tmp_path / "examples.yaml"
+    settings = {**SETTINGS, "synthesizer": SynthesizerConfig(examples=str(examples))}
+    examples.write_text("examples: [{text: A., pairs: [{question: Q, answer: A}]}]")
+    run_synthesize([corpus], tmp_path / "out", **settings)
+    examples.write_text("examples: [{text: B., pairs: [{question: Q, answer: A}]}]")
+    with pytest.raises(ValueError, match=r"It differs in: inputs\.format"):
+        run_synthesize([corpus], tmp_path / "out", **settings)
