@@ -13,6 +13,9 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 
+INTERRUPTED = 130
+"""Exit status of a command that was interrupted, as shells give it: 128 and the number of SIGINT."""
+
 _DESCRIPTIONS = {
     "synthesize": "Turns raw text into an instruction-augmented corpus.",
     "self-instruct": "Lets an instruct model write general instructions and answer them.",
@@ -27,7 +30,11 @@ _DESCRIPTIONS = {
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Runs one command line and returns its exit status: 0, 1 for a failed run, 2 for a wrong command line."""
+    """Runs one command line and returns its exit status.
+
+    Returns:
+        0, 1 for a failed run, 2 for a wrong command line, or `INTERRUPTED`.
+    """
     listing = "\n".join(f"  {name:16} {what}" for name, what in _DESCRIPTIONS.items())
     usage = f"usage: python -m beam_pipelines COMMAND [--help]\n\n{listing}"
     if arguments and arguments[0] in ("-h", "--help"):
@@ -56,7 +63,7 @@ def run_command(arguments: Sequence[str]) -> int:
         if isinstance(error, RuntimeError) and "KeyboardInterrupt" not in str(error):
             raise
         print("Interrupted. What is done is kept; run the same command again to go on.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

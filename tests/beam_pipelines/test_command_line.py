@@ -1,5 +1,7 @@
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
@@ -243,3 +245,32 @@ def test_an_interrupt_says_how_to_go_on(error, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("beam_pipelines.status.main", interrupted)
     assert run_command(["status", str(tmp_path)]) == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.real_model
+@pytest.mark.slow
+def test_an_interrupt_amid_a_batch_of_a_real_model_ends_with_its_status(tmp_path):
+    model = REPOSITORY / ".cache" / "models" / "smollm2-135m-instruct"
+    if not model.is_dir():
+        pytest.skip(f"{model} is absent (make model)")
+    corpus = write_jsonl(tmp_path / "in.jsonl", make_documents(40))
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "beam_pipelines", "synthesize", "--config", "configs/synthesize/quickstart.yaml"),
+            *(f"--engine.model={model}", f"--input=[{corpus}]", f"--output={tmp_path / 'out'}"),
+        ],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # The plan is written when everything but the model's work is done; then the model is loaded.
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out" / "journal" / "plan.json").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(6)
+    process.send_signal(signal.SIGINT)
+    message = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, message
+    assert message.endswith("run the same command again to go on.\n")
