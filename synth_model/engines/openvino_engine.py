@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from synth_model.engines.prompt_encoding import encode_prompt, make_completion
+from synth_model.engines.prompt_encoding import encode_prompts, make_completion
 from synth_model.generation import Failure, Outcome, Prompt, Sampling, prompt_seed
 from synth_model.prompt_tokenizer import ModelTokenizer
 
@@ -109,16 +109,9 @@ class OpenvinoEngine:
 
     def generate(self, prompts: Sequence[Prompt], *, sampling: Sampling) -> list[Outcome]:
         """One outcome a prompt, in the prompts' order."""
-        outcomes: dict[int, Outcome] = {}
-        encoded: dict[int, list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            ids = encode_prompt(
-                prompt, tokenizer=self._tokenizer, sampling=sampling, context_length=self._context_length
-            )
-            if isinstance(ids, Failure):
-                outcomes[index] = ids
-            else:
-                encoded[index] = ids
+        encoded, outcomes = encode_prompts(
+            prompts, tokenizer=self._tokenizer, sampling=sampling, context_length=self._context_length
+        )
         if encoded:
             seeds = [prompt_seed(prompts[index], sampling=sampling) for index in encoded]
             completed = self._complete_safely(list(encoded.values()), seeds, sampling)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from synth_model.generation import Completion, Failure, Prompt, Sampling
+from synth_model.generation import Completion, Failure, Outcome, Prompt, Sampling
 from synth_model.prompt_tokenizer import ModelTokenizer
 
 
@@ -31,6 +31,28 @@ def encode_prompt(
             detail=f"{len(ids)} tokens and {sampling.max_new_tokens} new exceed the context of {context_length}.",
         )
     return ids
+
+
+def encode_prompts(
+    prompts: Sequence[Prompt], *, tokenizer: ModelTokenizer, sampling: Sampling, context_length: int
+) -> tuple[dict[int, list[int]], dict[int, Outcome]]:
+    """Token ids of the prompts that can be completed, and the failures of the others, both by the prompt's index.
+
+    Args:
+        prompts: The prompts.
+        tokenizer: The model's tokenizer.
+        sampling: How many new tokens need room.
+        context_length: Tokens of prompt and completion together.
+    """
+    encoded: dict[int, list[int]] = {}
+    outcomes: dict[int, Outcome] = {}
+    for index, prompt in enumerate(prompts):
+        ids = encode_prompt(prompt, tokenizer=tokenizer, sampling=sampling, context_length=context_length)
+        if isinstance(ids, Failure):
+            outcomes[index] = ids
+        else:
+            encoded[index] = ids
+    return encoded, outcomes
 
 
 def make_completion(

@@ -28,7 +28,7 @@ from synth_model.engines.padded_generation import (
     generate_with_library,
     keeps_only_keys_and_values,
 )
-from synth_model.engines.prompt_encoding import encode_prompt, make_completion
+from synth_model.engines.prompt_encoding import encode_prompts, make_completion
 from synth_model.generation import Failure, Outcome, Prompt, Sampling, prompt_seed
 from synth_model.scoring import ScoringOutcome, ScoringRequest
 
@@ -82,16 +82,9 @@ class TransformersEngine:
 
     def generate(self, prompts: Sequence[Prompt], *, sampling: Sampling) -> list[Outcome]:
         """One outcome a prompt, in the prompts' order."""
-        outcomes: dict[int, Outcome] = {}
-        encoded: dict[int, list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            ids = encode_prompt(
-                prompt, tokenizer=self._tokenizer, sampling=sampling, context_length=self._config.context_length
-            )
-            if isinstance(ids, Failure):
-                outcomes[index] = ids
-            else:
-                encoded[index] = ids
+        encoded, outcomes = encode_prompts(
+            prompts, tokenizer=self._tokenizer, sampling=sampling, context_length=self._config.context_length
+        )
         indices = list(encoded)
         for batch in length_sorted_batches(
             [len(encoded[index]) for index in indices],

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from synth_model.engines.model_loading import find_adapter
-from synth_model.engines.prompt_encoding import encode_prompt, make_completion
+from synth_model.engines.prompt_encoding import encode_prompts, make_completion
 from synth_model.generation import Failure, Outcome, Prompt, Sampling, prompt_seed
 from synth_model.prompt_tokenizer import ModelTokenizer
 
@@ -132,16 +132,9 @@ class VllmEngine:
         Raises:
             RuntimeError: vLLM's engine has died; a new process has to load it anew.
         """
-        outcomes: dict[int, Outcome] = {}
-        encoded: dict[int, list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            ids = encode_prompt(
-                prompt, tokenizer=self._tokenizer, sampling=sampling, context_length=self._context_length
-            )
-            if isinstance(ids, Failure):
-                outcomes[index] = ids
-            else:
-                encoded[index] = ids
+        encoded, outcomes = encode_prompts(
+            prompts, tokenizer=self._tokenizer, sampling=sampling, context_length=self._context_length
+        )
         if encoded:
             seeds = [prompt_seed(prompts[index], sampling=sampling) for index in encoded]
             completed = self._complete_safely(list(encoded.values()), seeds, sampling)
