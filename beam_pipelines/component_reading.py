@@ -1,11 +1,11 @@
 """Reads the files of one mixture component and renders its training texts.
 
-Each kind of component is one function from a file to texts and rejects, in the order of the file.
+Each kind of component is one function from a file, or a range of its bytes, to texts and rejects in their order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from beam_pipelines.mixing import ComponentKind
 from beam_pipelines.record_reading import FieldNames, document_from_record, pair_from_record
 from beam_pipelines.text_tokenization import TextTokenizer
-from contracts.record_files import read_records
+from contracts.record_files import WHOLE_FILE, ByteRange, Record, read_records
 from contracts.records import Chain, Reject, RenderedText
 from contracts.schemas import chain_from_row
 from contracts.storage import open_input
@@ -42,12 +42,19 @@ class Rendering:
 
 
 def read_texts(
-    url: str, *, kind: ComponentKind, component: str, rendering: Rendering, tokenizer: TextTokenizer
+    url: str,
+    *,
+    byte_range: ByteRange = WHOLE_FILE,
+    kind: ComponentKind,
+    component: str,
+    rendering: Rendering,
+    tokenizer: TextTokenizer,
 ) -> Iterator[RenderedText | Reject]:
     """The training texts of a file of a component, and what could not be used.
 
     Args:
         url: A part of an augmented corpus, or a file of records.
+        byte_range: What to read of a file of records (`contracts.record_files.byte_ranges`).
         kind: What is read and how it is rendered.
         component: Name of the component.
         rendering: What decides the texts.
@@ -59,9 +66,9 @@ def read_texts(
         case "chain_documents":
             return _chain_documents(url, component)
         case "documents":
-            return _documents(url, component, rendering.fields)
+            return _documents(_read_records(url, byte_range, rendering.fields), component, rendering.fields)
         case "instructions":
-            return _instructions(url, component, rendering.fields)
+            return _instructions(_read_records(url, byte_range, rendering.fields), component, rendering.fields)
         case "synthesizer_tuning":
             return _tuning_sequences(url, component, rendering.sequence_length, tokenizer)
 
@@ -97,8 +104,14 @@ def _chain_documents(url: str, component: str) -> Iterator[RenderedText | Reject
             yield render_document(example.document, component=component, group_id=chain.chain_id)
 
 
-def _documents(url: str, component: str, fields: FieldNames) -> Iterator[RenderedText | Reject]:
-    for record in read_records(url, text_field=fields.text):
+def _read_records(url: str, byte_range: ByteRange, fields: FieldNames) -> Iterator[Record | Reject]:
+    return read_records(url, text_field=fields.text, byte_range=byte_range)
+
+
+def _documents(
+    records: Iterable[Record | Reject], component: str, fields: FieldNames
+) -> Iterator[RenderedText | Reject]:
+    for record in records:
         document = record if isinstance(record, Reject) else document_from_record(record, fields=fields)
         if isinstance(document, Reject):
             yield document
@@ -106,8 +119,10 @@ def _documents(url: str, component: str, fields: FieldNames) -> Iterator[Rendere
             yield render_document(document, component=component, group_id=document.doc_id)
 
 
-def _instructions(url: str, component: str, fields: FieldNames) -> Iterator[RenderedText | Reject]:
-    for record in read_records(url, text_field=fields.text):
+def _instructions(
+    records: Iterable[Record | Reject], component: str, fields: FieldNames
+) -> Iterator[RenderedText | Reject]:
+    for record in records:
         found = record if isinstance(record, Reject) else pair_from_record(record, id_field=fields.id)
         if isinstance(found, Reject):
             yield found

@@ -1,17 +1,16 @@
 """Tokenizes a component unit by unit into files that are kept and found again.
 
-A component is cut into units, neighbouring files of about `UNIT_BYTES` together, and a unit is read, rendered and
-tokenized into parts (`beam_pipelines.tokenized_parts`) of a bounded number of tokens. Its index, written last,
-says that it is done: another packing with the same tokenizer, rendering and inputs, or the same one after an
-interruption, reads the index and does nothing else. Where a component is kept follows from a fingerprint of all that
-its tokens depend on, so nothing stale is ever found.
+A component is cut into units of about `UNIT_BYTES`, neighbouring files together and large ones by ranges of bytes where
+their format allows it (`contracts.record_files.byte_ranges`). A unit is read, rendered and tokenized into parts
+(`beam_pipelines.tokenized_parts`) of a bounded number of tokens. Its index, written last, says that it is done: another
+packing with the same tokenizer, rendering and inputs, or the same one after an interruption, reads the index and does
+nothing else. Where a component is kept follows from a fingerprint of all that its tokens depend on, so nothing stale is
+ever found.
 
 One thread reads and renders; as many as there are cores tokenize, each a batch at a time. Most of that happens outside
 of Python's lock, so that reading, and moving ids into arrays, costs hardly any time of its own.
 
 Cost: what the tokenizer takes, plus a few per cent. Memory: the tokens of a part twice, and two batches a core.
-
-Not done here: cutting a file. A unit is at least one file, and files are what is spread over machines.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from beam_pipelines.tokenized_parts import DOCUMENT_SCHEMA, document_key, text_s
 from contracts import storage
 from contracts.manifest import SPLITS, Split
 from contracts.parquet_files import write_parquet
+from contracts.record_files import ByteRange, byte_ranges
 from contracts.records import Reject, RenderedText
 from contracts.schemas import rejects_to_table, token_dtype
 from contracts.seeding import hash_fraction
@@ -64,19 +64,19 @@ class Keeping:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unit:
-    """Files of a component that are tokenized together.
+    """What is tokenized together of a component.
 
     Args:
         components: Names of the component, and of others that take the same texts in another proportion.
         kind: Their kind.
         folder: Where its parts are kept.
-        files: URLs in order.
+        files: URLs in order, each with the bytes to read of it.
     """
 
     components: tuple[str, ...]
     kind: ComponentKind
     folder: str
-    files: tuple[str, ...]
+    files: tuple[tuple[str, ByteRange], ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,6 +123,8 @@ def component_identity(
         "layout_version": _LAYOUT_VERSION,
         "kind": kind,
         "files": [asdict(file) for file in files],
+        # Decides, with the files, which texts stand in which unit.
+        "unit_bytes": UNIT_BYTES,
         "rendering": rendering_inputs(kind, rendering=rendering),
         # Named by their hashes: what transformers makes of the same files may change from one release to the next.
         "tokenizer": [
@@ -140,14 +142,15 @@ def plan_units(
     components: Sequence[str], *, kind: ComponentKind, files: Sequence[InputFile], folder: str
 ) -> list[Unit]:
     """The units of components with the same texts, each with a folder of its own below ``folder``."""
-    groups: list[list[str]] = []
+    groups: list[list[tuple[str, ByteRange]]] = []
     num_bytes = UNIT_BYTES
     for file in files:
-        if num_bytes >= UNIT_BYTES:
-            groups.append([])
-            num_bytes = 0
-        groups[-1].append(file.url)
-        num_bytes += file.size_bytes
+        for start, end in byte_ranges(file, target_bytes=UNIT_BYTES):
+            if num_bytes >= UNIT_BYTES:
+                groups.append([])
+                num_bytes = 0
+            groups[-1].append((file.url, (start, end)))
+            num_bytes += (file.size_bytes if end is None else end) - start
     return [
         Unit(
             components=tuple(components),

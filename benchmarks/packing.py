@@ -2,21 +2,26 @@
 
 ``python -m benchmarks.packing TOKENIZER_FOLDER --corpus FOLDER`` makes raw text of ``--megabytes`` out of the documents
 of a folder of ``.jsonl`` and ``.jsonl.gz`` files, taken in turn from each file and again from the beginning where they
-do not suffice. Then, ``--turns`` times one after the other, each in a process of its own with two cores:
+do not suffice; with ``--characters`` cut at paragraph ends into texts of about so many. Then, ``--turns`` times one
+after the other, each in a process of its own with two cores:
 
 - *threads*: ``encode_batch_fast`` on batches of 1 MB with two threads of the library's own, the answer thrown away;
 - *processes*: the same in two processes of one thread, each with half of the batches;
-- *pack*: the whole job as users call it (DirectRunner), from reading JSON Lines to ``COMPLETED``; without loading the
-  tokenizer, which the other two do before the clock starts, and which is shown beside it;
+- *pack*: the whole job as users call it, from reading JSON Lines to ``COMPLETED``; without loading the tokenizer, which
+  the other two do before the clock starts, and which is shown beside it. ``--runner`` names the runner; DirectRunner,
+  the default, looks for Prism first, which takes a part of a second (``--runner FnApiRunner`` does not);
 - *datatrove*, where ``--datatrove-python`` names the Python of an environment that has it (``python -m venv DIR`` and
   ``DIR/bin/pip install 'datatrove[io,processing]'``): ``JsonlReader`` and ``DocumentTokenizer`` with two tasks on two
   workers, each with half of the texts, imports not counted. It neither packs nor mixes.
 
-The tokenizer's limit is the faster of the first two in the same turn. Memory is the largest sum of the resident memory
+The tokenizer's limit is the faster of the first two in the same turn. Beside the ratio of times stands that of CPU
+time: what pack adds to tokenizing, on a machine however busy. Memory is the largest sum of the resident memory
 of the process and those that it started, sampled every 20 ms; pages that processes share count in each.
 
-``--growth`` packs ten times the text as well. ``--quality`` packs the lengths of these documents, and of their
-paragraphs, by either strategy into rows of 512 to 8192 tokens.
+``--chains`` packs an augmented corpus instead, chains of three of these texts with pairs made of their words; the limit
+is then that of the rendered texts. ``--growth`` packs ten times the text as well, into ten times as many shards, since
+memory follows from what a shard holds. ``--quality`` packs the lengths of these documents, and of their paragraphs, by
+either strategy into rows of 512 to 8192 tokens.
 
 Cost: about four times the time of tokenizing the text a turn; with ``--growth`` ten times that of packing it once.
 """
@@ -29,19 +34,22 @@ import gzip
 import itertools
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 BATCH_BYTES = 1 << 20
 NUM_CORES = 2
 MIN_RATIO = 0.90
+SHARD_MEGABYTES = 24
+CHAIN_LENGTH = 3
 MAX_MEGABYTES = 600
 
 _DATATROVE = """
@@ -82,18 +90,81 @@ def records_of(path: Path) -> Iterator[dict[str, str]]:
         yield from map(json.loads, file)
 
 
-def write_corpus(folder: str, corpus: str, *, megabytes: float) -> None:
+def passages(document: dict[str, str], *, num_characters: int | None) -> Iterator[dict[str, str]]:
+    """A document cut at paragraph ends into texts of about so many characters; None leaves it whole."""
+    if num_characters is None:
+        yield document
+        return
+    text = ""
+    for number, paragraph in enumerate(document["text"].split("\n\n")):
+        text += paragraph + "\n\n"
+        if len(text) >= num_characters:
+            yield {"id": f"{document['id']}/{number}", "text": text}
+            text = ""
+    if text.strip():
+        yield {"id": f"{document['id']}/end", "text": text}
+
+
+def write_corpus(folder: str, corpus: str, *, megabytes: float, num_characters: int | None) -> None:
     """Two files of JSON Lines with as much text in all."""
     os.makedirs(folder)
     with contextlib.ExitStack() as stack:
         paths = [f"{folder}/{number}.jsonl" for number in range(NUM_CORES)]
         files = [stack.enter_context(open(path, "w", encoding="utf-8")) for path in paths]
         num_bytes = 0
-        for number, document in enumerate(documents(corpus)):
+        texts = (text for document in documents(corpus) for text in passages(document, num_characters=num_characters))
+        for number, document in enumerate(texts):
             files[number % NUM_CORES].write(json.dumps(document, ensure_ascii=False) + "\n")
             num_bytes += len(document["text"].encode())
             if num_bytes >= megabytes * 1e6:
                 return
+
+
+def write_chains(folder: str, tokenizer: str) -> dict[str, float]:
+    """Makes an augmented corpus of a folder's texts, ``FOLDER-chains``, and ``FOLDER-rendered``: what it renders to."""
+    from benchmarks.rendering import pairs_about
+    from contracts.accounting import augmented_corpus_manifest, report_chains
+    from contracts.manifest import complete_artifact
+    from contracts.parquet_files import part_name, write_parquet
+    from contracts.records import Chain, Document, Example
+    from contracts.schemas import chains_to_table
+    from templates import render_chain
+
+    reports = []
+    os.makedirs(f"{folder}-rendered")
+    paths = sorted(Path(folder).iterdir())
+    for index, path in enumerate(paths):
+        examples = []
+        for record in records_of(path):
+            document = Document(doc_id=record["id"], source="raw", text=record["text"])
+            has_words = sum(word.isalpha() for word in set(document.text.split())) >= 4
+            examples.append(Example(document=document, pairs=pairs_about(document.text) if has_words else ()))
+        chains = [
+            Chain(
+                chain_id=examples[start].document.doc_id,
+                source="raw",
+                examples=tuple(examples[start : start + CHAIN_LENGTH]),
+                synthesizer_id="benchmark",
+            )
+            for start in range(0, len(examples), CHAIN_LENGTH)
+        ]
+        part = part_name("part", index=index, count=len(paths))
+        entry = write_parquet(f"{folder}-chains", path=part, table=chains_to_table(chains))
+        reports.append(report_chains(entry, chains))
+        with open(f"{folder}-rendered/{path.name}", "w", encoding="utf-8") as file:
+            for chain in chains:
+                file.write(json.dumps({"text": render_chain(chain, seed=0).text}, ensure_ascii=False) + "\n")
+    manifest = augmented_corpus_manifest(
+        num_records=sum(report.num_augmented + report.num_kept_raw for report in reports),
+        documents_by_num_parts={},
+        chains=reports,
+        rejects=[],
+        synthesizer_id="benchmark",
+        inputs={},
+        config={},
+    )
+    complete_artifact(f"{folder}-chains", manifest)
+    return {"num_chains": sum(report.entry.num_rows for report in reports)}
 
 
 def batches(folder: str) -> list[list[str]]:
@@ -111,6 +182,12 @@ def batches(folder: str) -> list[list[str]]:
     return found
 
 
+def cpu_seconds(who: int = resource.RUSAGE_SELF) -> float:
+    """CPU time of all threads of this process, or of its children that have ended."""
+    usage = resource.getrusage(who)
+    return usage.ru_utime + usage.ru_stime
+
+
 def tokenize_with_threads(folder: str, tokenizer: str) -> dict[str, float]:
     """Seconds and tokens of the tokenizer alone, with its own threads."""
     os.environ.update(TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS=str(NUM_CORES))
@@ -119,10 +196,14 @@ def tokenize_with_threads(folder: str, tokenizer: str) -> dict[str, float]:
     loaded, all_batches = Tokenizer.from_file(f"{tokenizer}/tokenizer.json"), batches(folder)
     loaded.encode_batch_fast(all_batches[0][:2], add_special_tokens=False)
     num_tokens = 0
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), cpu_seconds()
     for batch in all_batches:
         num_tokens += sum(map(len, loaded.encode_batch_fast(batch, add_special_tokens=False)))
-    return {"seconds": time.perf_counter() - start, "num_tokens": num_tokens}
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": cpu_seconds() - cpu_start,
+        "num_tokens": num_tokens,
+    }
 
 
 def tokenize_with_processes(folder: str, tokenizer: str) -> dict[str, float]:
@@ -142,10 +223,10 @@ def tokenize_with_processes(folder: str, tokenizer: str) -> dict[str, float]:
         children.append(child)
     for child in children:
         os.waitpid(child, 0)
-    return {"seconds": time.perf_counter() - start}
+    return {"seconds": time.perf_counter() - start, "cpu_seconds": cpu_seconds(resource.RUSAGE_CHILDREN)}
 
 
-def pack_all(folder: str, tokenizer: str) -> dict[str, float]:
+def pack_all(folder: str, tokenizer: str, *, runner: str, num_shards: int | None) -> dict[str, float]:
     """Seconds of packing, and of loading the tokenizer, which are not part of them."""
     from rich.console import Console
 
@@ -164,19 +245,32 @@ def pack_all(folder: str, tokenizer: str) -> dict[str, float]:
         return loaded
 
     vars(pack)["load_tokenizer"] = timed
+    is_corpus = Path(folder, "manifest.json").exists()
     with tempfile.TemporaryDirectory() as output:
         config = pack.PackConfig(
-            components=[ComponentConfig(name="raw", kind="documents", input=[folder])],
+            components=[ComponentConfig(name="raw", kind="chains" if is_corpus else "documents", input=[folder])],
             output=output,
             tokenizer=tokenizer,
+            num_shards=num_shards,
         )
-        start = time.perf_counter()
-        manifest = pack.pack(config, options=beam_options([]), console=Console(quiet=True))
+        # The tokenizer is loaded by a process of its own, whose CPU time is not this one's.
+        start, cpu_start = time.perf_counter(), cpu_seconds()
+        manifest = pack.pack(config, options=beam_options([f"--runner={runner}"]), console=Console(quiet=True))
         seconds = time.perf_counter() - start - loading
-    return {"seconds": seconds, "loading": loading, "num_tokens": manifest.num_tokens("train")}
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds() - cpu_start,
+        "loading": loading,
+        "num_tokens": manifest.num_tokens("train"),
+    }
 
 
-_WORK = {"threads": tokenize_with_threads, "processes": tokenize_with_processes, "pack": pack_all}
+_WORK: dict[str, Callable[..., dict[str, float]]] = {
+    "threads": tokenize_with_threads,
+    "processes": tokenize_with_processes,
+    "write_chains": write_chains,
+    "pack": pack_all,
+}
 
 
 def measure(command: list[str]) -> dict[str, float]:
@@ -217,9 +311,11 @@ def resident_megabytes(pid: int) -> float:
     return num_pages * os.sysconf("SC_PAGE_SIZE") / 1e6 + sum(map(resident_megabytes, children))
 
 
-def in_a_process(work: str, folder: str, tokenizer: str) -> dict[str, float]:
-    """One measurement of this program."""
-    return measure([sys.executable, "-m", "benchmarks.packing", tokenizer, "--work", work, "--folder", folder])
+def in_a_process(work: str, folder: str, tokenizer: str, *options: str) -> dict[str, float]:
+    """One piece of work of this program."""
+    return measure(
+        [sys.executable, "-m", "benchmarks.packing", tokenizer, "--work", work, "--folder", folder, *options]
+    )
 
 
 def with_datatrove(python: str, folder: str, tokenizer: str) -> dict[str, float]:
@@ -233,21 +329,28 @@ def with_datatrove(python: str, folder: str, tokenizer: str) -> dict[str, float]
         return measure([python, str(program), folder, f"{tokenizer}/tokenizer.json", f"{output}/out", eos])
 
 
-def compare(folder: str, *, args: argparse.Namespace) -> None:
-    """Prints the times of each turn and the medians of the ratios."""
-    ratios, datatrove_ratios, megabytes = [], [], []
-    print("turn  threads  processes  limit Mtok/s     pack  pack/limit  loading     MB  datatrove  /limit")
+def compare(folder: str, *, packed_folder: str, args: argparse.Namespace) -> None:
+    """Prints the times of each turn and the medians of the ratios.
+
+    Args:
+        folder: The texts.
+        packed_folder: What is packed: these texts, or a corpus that they are rendered from.
+        args: The command line.
+    """
+    ratios, cpu_ratios, datatrove_ratios, megabytes = [], [], [], []
+    print("turn  threads  processes  limit Mtok/s     pack  pack/limit  CPU ratio  loading     MB  datatrove  /limit")
     for turn in range(args.turns):
         threads = in_a_process("threads", folder, args.tokenizer)
         processes = in_a_process("processes", folder, args.tokenizer)
-        packed = in_a_process("pack", folder, args.tokenizer)
+        packed = in_a_process("pack", packed_folder, args.tokenizer, "--runner", args.runner)
         limit = min(threads["seconds"], processes["seconds"])
         ratios.append(limit / packed["seconds"])
+        cpu_ratios.append(min(threads["cpu_seconds"], processes["cpu_seconds"]) / packed["cpu_seconds"])
         megabytes.append(packed["megabytes"])
         line = (
             f"{turn:4}  {threads['seconds']:6.2f}s  {processes['seconds']:8.2f}s  "
-            f"{threads['num_tokens'] / limit / 1e6:12.2f}  {packed['seconds']:6.2f}s  {ratios[-1]:10.3f}  "
-            f"{packed['loading']:6.2f}s  {packed['megabytes']:5.0f}"
+            f"{threads['num_tokens'] / limit / 1e6:12.2f}  {packed['seconds']:6.2f}s  "
+            f"{ratios[-1]:10.3f}  {cpu_ratios[-1]:9.3f}  {packed['loading']:6.2f}s  {packed['megabytes']:5.0f}"
         )
         if args.datatrove_python:
             other = with_datatrove(args.datatrove_python, folder, args.tokenizer)
@@ -256,14 +359,18 @@ def compare(folder: str, *, args: argparse.Namespace) -> None:
         print(line, flush=True)
     print(
         f"pack {statistics.median(ratios):.3f} of the tokenizer's limit (at least {MIN_RATIO} is asked for), "
-        f"{max(megabytes):.0f} MB (under {MAX_MEGABYTES})"
+        f"{statistics.median(cpu_ratios):.3f} of its CPU time, {max(megabytes):.0f} MB (under {MAX_MEGABYTES})"
         + (f"; datatrove {statistics.median(datatrove_ratios):.3f}" if datatrove_ratios else "")
     )
 
 
-def growth(small: str, large: str, *, tokenizer: str) -> None:
+def growth(small: str, large: str, *, args: argparse.Namespace) -> None:
     """Packs the text and ten times as much in turn, the small one before and after."""
-    before, grown, after = (in_a_process("pack", folder, tokenizer) for folder in (small, large, small))
+    num_shards = max(1, round(args.megabytes / SHARD_MEGABYTES))
+    before, grown, after = (
+        in_a_process("pack", folder, args.tokenizer, "--runner", args.runner, "--num-shards", str(count))
+        for folder, count in ((small, num_shards), (large, 10 * num_shards), (small, num_shards))
+    )
     seconds = (before["seconds"] + after["seconds"]) / 2
     print(
         f"ten times the text: {grown['seconds']:.1f}s, {grown['seconds'] / seconds:.2f} times {seconds:.2f}s; "
@@ -306,25 +413,33 @@ def main() -> None:
     parser.add_argument("--corpus", help="folder of JSON Lines files with text")
     parser.add_argument("--megabytes", type=float, default=48.0)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--characters", type=int, help="cut documents into texts of about so many characters")
+    parser.add_argument("--chains", action="store_true", help="pack an augmented corpus of the texts")
+    parser.add_argument("--runner", default="DirectRunner")
     parser.add_argument("--growth", action="store_true", help="pack ten times the text as well")
     parser.add_argument("--quality", action="store_true", help="show how well rows are filled")
     parser.add_argument("--datatrove-python", help="Python of an environment with datatrove")
     parser.add_argument("--work", choices=sorted(_WORK), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--num-shards", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
-        print(json.dumps(_WORK[args.work](args.folder, args.tokenizer)))
+        settings = {"runner": args.runner, "num_shards": args.num_shards} if args.work == "pack" else {}
+        print(json.dumps(_WORK[args.work](args.folder, args.tokenizer, **settings)))
         return
     if not args.corpus:
         parser.error("--corpus is needed")
     with tempfile.TemporaryDirectory() as folder:
         small, large = f"{folder}/small", f"{folder}/large"
-        write_corpus(small, args.corpus, megabytes=args.megabytes)
-        if args.turns:
-            compare(small, args=args)
+        write_corpus(small, args.corpus, megabytes=args.megabytes, num_characters=args.characters)
+        if args.turns and args.chains:
+            in_a_process("write_chains", small, args.tokenizer)
+            compare(f"{small}-rendered", packed_folder=f"{small}-chains", args=args)
+        elif args.turns:
+            compare(small, packed_folder=small, args=args)
         if args.growth:
-            write_corpus(large, args.corpus, megabytes=10 * args.megabytes)
-            growth(small, large, tokenizer=args.tokenizer)
+            write_corpus(large, args.corpus, megabytes=10 * args.megabytes, num_characters=args.characters)
+            growth(small, large, args=args)
         if args.quality:
             quality(small, tokenizer=args.tokenizer)
 

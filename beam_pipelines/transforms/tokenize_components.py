@@ -68,7 +68,12 @@ class _TokenizeUnit(beam.DoFn):
             yield TaggedOutput(REJECTS, reject)
 
     def _read(self, unit: Unit, *, tokenizer: TextTokenizer) -> Iterable[RenderedText | Reject]:
-        for url in unit.files:
+        for url, byte_range in unit.files:
             yield from read_texts(
-                url, kind=unit.kind, component=unit.components[0], rendering=self._rendering, tokenizer=tokenizer
+                url,
+                byte_range=byte_range,
+                kind=unit.kind,
+                component=unit.components[0],
+                rendering=self._rendering,
+                tokenizer=tokenizer,
             )

@@ -19,6 +19,7 @@ from beam_pipelines.record_reading import FieldNames
 from beam_pipelines.text_tokenization import Tokenization
 from beam_pipelines.tokenized_parts import NUM_KEYS, document_key, read_range
 from contracts import storage
+from contracts.record_files import WHOLE_FILE
 from contracts.records import Reject, RenderedText
 from contracts.storage import InputFile
 from templates import TemplateConfig
@@ -130,13 +131,29 @@ def test_an_error_of_the_tokenizer_or_the_reader_ends_the_unit(tmp_path):
 
 
 def test_units_are_neighbouring_files_of_bounded_size():
-    sizes = [1, 2, component_tokenization.UNIT_BYTES, 3, 4, component_tokenization.UNIT_BYTES * 3, 5]
-    files = [InputFile(url=f"f{number}", size_bytes=size, version="") for number, size in enumerate(sizes)]
+    unit_bytes = component_tokenization.UNIT_BYTES
+    sizes = {"a.jsonl": 1, "b.jsonl": 2, "c.txt": unit_bytes, "d.jsonl": 3, "e.parquet": unit_bytes * 3, "f.jsonl": 5}
+    files = [InputFile(url=url, size_bytes=size, version="") for url, size in sizes.items()]
     units = plan_units(["raw", "rest"], kind="documents", files=files, folder="cache")
-    assert [unit.files for unit in units] == [("f0", "f1", "f2"), ("f3", "f4", "f5"), ("f6",)]
+    assert [unit.files for unit in units] == [
+        (("a.jsonl", WHOLE_FILE), ("b.jsonl", WHOLE_FILE), ("c.txt", WHOLE_FILE)),
+        (("d.jsonl", WHOLE_FILE), ("e.parquet", WHOLE_FILE)),
+        (("f.jsonl", WHOLE_FILE),),
+    ]
     assert {unit.components for unit in units} == {("raw", "rest")}
     assert [unit.folder for unit in units] == [f"cache/unit-0000{number}" for number in range(3)]
     assert plan_units(["raw", "rest"], kind="documents", files=[], folder="cache") == []
+
+
+def test_a_large_file_is_several_units(monkeypatch):
+    monkeypatch.setattr(component_tokenization, "UNIT_BYTES", 100)
+    files = [InputFile(url=url, size_bytes=size, version="") for url, size in (("a.jsonl", 30), ("b.jsonl", 350))]
+    units = plan_units(["raw"], kind="documents", files=files, folder="cache")
+    assert [unit.files for unit in units] == [
+        (("a.jsonl", (0, None)), ("b.jsonl", (0, 116))),
+        (("b.jsonl", (116, 233)),),
+        (("b.jsonl", (233, None)),),
+    ]
 
 
 RENDERING = Rendering(fields=FieldNames(), templates=TemplateConfig(), sequence_length=64, seed=3)
@@ -169,3 +186,7 @@ def test_whatever_decides_the_tokens_changes_the_fingerprint(kind, monkeypatch):
     assert (fingerprint(kind, rendering=other_templates) != same) == (kind == "chains")
     monkeypatch.setattr("beam_pipelines.component_reading.bank_sha256", lambda: "another bank")
     assert (fingerprint(kind) != same) == (kind == "chains")
+    monkeypatch.undo()
+    # A unit that is found again must hold the texts that it is to hold.
+    monkeypatch.setattr(component_tokenization, "UNIT_BYTES", 7)
+    assert fingerprint(kind) != same

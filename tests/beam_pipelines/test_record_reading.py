@@ -1,5 +1,6 @@
 import gzip
 import io
+import itertools
 import json
 
 import pyarrow as pa
@@ -10,9 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from beam_pipelines.record_reading import FieldNames, document_from_record, pair_from_record
-from contracts.record_files import Record, read_records
+from contracts import record_files, storage
+from contracts.record_files import SUFFIXES, WHOLE_FILE, Record, byte_ranges, read_records
 from contracts.records import Document, Reject
 from contracts.schemas import rejects_to_table
+from contracts.storage import InputFile
 
 FIELDS = FieldNames()
 
@@ -204,3 +207,130 @@ def test_pairs_come_stripped_and_a_missing_side_is_a_reject():
         pair_from_record(Record(values=unnamed, place="x"))[0] == pair_from_record(Record(values=unnamed, place="y"))[0]
     )
     assert pair_from_record(Record(values={**unnamed, "id": "\ud800"}, place="x"))[0] == "\\ud800"
+
+
+# Lines that begin or end in every way, among them empty ones and some that are no records.
+BAD_LINES = st.sampled_from(
+    [b"", b" ", b"\r", b"{oops", b"\xff", b"[7]", b'{"text": "caf\xe9"}', b'\xef\xbb\xbf{"text": "after a mark"}']
+)
+GOOD_LINES = st.integers(0, 99).map(lambda number: b'{"text": "%s"}' % (b"%d " % number * (number % 7)))
+
+
+def without_places(outcomes):
+    return [
+        (item.reason, item.text) if isinstance(item, Reject) else ("record", item.values["text"]) for item in outcomes
+    ]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lines=st.lists(BAD_LINES | GOOD_LINES, max_size=8),
+    ending=st.sampled_from([b"", b"\n"]),
+    num_skipped=st.sampled_from([1, 4]),
+    data=st.data(),
+)
+@pytest.mark.parametrize("place", ["file", "memory"])
+def test_any_ranges_of_bytes_hold_every_record_once(tmp_path, monkeypatch, place, lines, ending, num_skipped, data):
+    monkeypatch.setattr(record_files, "_SKIPPED_BYTES", num_skipped)
+    content = b"\n".join(lines) + ending
+    url = "memory://ranges/any.jsonl"
+    if place == "file":
+        url = write(tmp_path, "any.jsonl", content)
+    else:
+        storage.write_bytes_atomically(url, content)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(content)), max_size=6)))
+    ranges = list(zip([0, *cuts], [*cuts, None], strict=True))
+    parts = [list(read_records(url, byte_range=byte_range)) for byte_range in ranges]
+    whole = list(read_records(url))
+    assert without_places(item for part in parts for item in part) == without_places(whole)
+    # What begins where is what decides.
+    starts = [sum(len(line) + 1 for line in lines[:number]) for number in range(len(lines))]
+    for (start, end), part in zip(ranges, parts, strict=True):
+        begun = [
+            line.strip()
+            for position, line in zip(starts, lines, strict=True)
+            if start <= position < (len(content) if end is None else end)
+        ]
+        assert len(part) == sum(map(bool, begun))
+
+
+def test_a_line_of_a_later_range_is_named_by_its_number_there(tmp_path):
+    url = write(tmp_path, "a.jsonl", b'\xef\xbb\xbf{"text": "one"}\n{"text": "two"}\n\n{oops\n{"text": "three"}\n')
+    assert [item.place for item in read_records(url, byte_range=(0, 19))] == [f"{url}:1"]
+    second, bad, third = read_records(url, byte_range=(19, None))
+    assert (second.place, bad.doc_id, third.place) == tuple(f"{url}:{number} from byte 19" for number in (1, 3, 4))
+
+
+def test_a_line_longer_than_memory_is_skipped_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_files, "_SKIPPED_BYTES", 1000)
+    url = write(tmp_path, "a.jsonl", b'{"text": "' + b"x" * 50_000 + b'"}\n{"text": "last"}\n')
+    read = []
+
+    class Watched(io.FileIO):
+        def readline(self, size=-1):
+            read.append(len(line := super().readline(size)))
+            return line
+
+    monkeypatch.setattr(record_files, "open_input", lambda url: Watched(url))
+    assert list(read_records(url, byte_range=(1000, 3000))) == []
+    assert sum(read) <= 3000
+    assert max(read) <= 1000
+    (record,) = read_records(url, byte_range=(3000, None))
+    assert record.values == {"text": "last"}
+    assert max(read[:-2]) <= 1000
+
+
+@given(size_bytes=st.integers(0, 10**12), target_bytes=st.integers(1, 10**9), suffix=st.sampled_from(SUFFIXES))
+def test_ranges_follow_each_other_and_have_the_length_asked_for(size_bytes, target_bytes, suffix):
+    target_bytes = max(target_bytes, size_bytes // 1000)
+    file = InputFile(url=f"a{suffix}", size_bytes=size_bytes, version="")
+    ranges = byte_ranges(file, target_bytes=target_bytes)
+    if suffix != ".jsonl" or size_bytes < 2 * target_bytes:
+        assert ranges == [WHOLE_FILE]
+        return
+    edges = [start for start, _ in ranges]
+    assert [end for _, end in ranges] == [*edges[1:], None]
+    assert edges[0] == 0
+    lengths = [end - start for start, end in itertools.pairwise([*edges, size_bytes])]
+    assert target_bytes <= min(lengths)
+    assert max(lengths) < 2 * target_bytes
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries(
+            {
+                "text": st.sampled_from([b"ok", "Über".encode(), b"\xff", None]),
+                "when": st.sampled_from([0, 2**40, 2**62, None]),
+                "tags": st.sampled_from([[], ["a", None], None]),
+            }
+        ),
+        max_size=12,
+    )
+)
+def test_rows_of_parquet_come_as_they_would_one_by_one(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(record_files, "_PARQUET_BATCH_ROWS", 3)
+    texts = pa.array([row["text"] for row in rows], pa.binary())
+    table = pa.table(
+        {
+            "text": pa.StringArray.from_buffers(len(rows), *texts.buffers()[1:], texts.buffers()[0]),
+            "when": pa.array([row["when"] for row in rows], pa.timestamp("us")),
+            "tags": pa.array([row["tags"] for row in rows], pa.list_(pa.string())),
+        }
+    )
+    url = write(tmp_path, "a.parquet", parquet_bytes(table))
+    expected = [
+        "invalid_utf8"
+        if row["text"] == b"\xff"
+        else "unreadable_row"
+        if row["when"] == 2**62
+        else (row["text"] and row["text"].decode(), row["tags"])
+        for row in rows
+    ]
+    outcomes = list(read_records(url))
+    assert [
+        item.reason if isinstance(item, Reject) else (item.values["text"], item.values["tags"]) for item in outcomes
+    ] == expected
+    places = [item.doc_id if isinstance(item, Reject) else item.place for item in outcomes]
+    assert places == [f"{url}:row {number}" for number in range(len(rows))]

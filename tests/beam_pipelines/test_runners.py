@@ -21,6 +21,7 @@ from tests.beam_pipelines.pipeline_runs import (
 from tests.conftest import REPOSITORY
 
 DOCUMENTS = make_documents(40)
+UNIT_BYTES = 1000
 RECORDS = [*DOCUMENTS, DOCUMENTS[3], {"body": "no text"}]
 
 
@@ -81,13 +82,16 @@ def test_another_corpus_gives_other_bytes(expected, tokenizer_folder, tmp_path):
 
 
 def test_from_eight_threads_in_parts_of_a_few_texts(corpus, expected, tokenizer_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("beam_pipelines.component_tokenization.UNIT_BYTES", 1)
+    # Less than a file: each is cut into ranges of bytes.
+    monkeypatch.setattr("beam_pipelines.component_tokenization.UNIT_BYTES", UNIT_BYTES)
+    assert min(path.stat().st_size for path in corpus.iterdir()) > 2 * UNIT_BYTES
     monkeypatch.setattr("beam_pipelines.component_tokenization.BATCH_CHARACTERS", 300)
     beam = ("--runner=FnApiRunner", "--direct_running_mode=multi_threading", "--direct_num_workers=8")
     cache = str(tmp_path / "cache")
     settings = {"beam": beam, "tokenizer": tokenizer_folder, "shard_tokens": 500, "cache": cache}
     assert run_both(tmp_path, corpus, **settings) == expected
     assert len(list((tmp_path / "cache").rglob("train-00001.arrow"))) >= 3
+    assert len(list((tmp_path / "cache").rglob("unit.json"))) >= 2 + 3 * 2
 
 
 @pytest.mark.slow
