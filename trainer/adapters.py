@@ -41,7 +41,7 @@ def add_adapter(model: PreTrainedModel, *, lora: LoraConfig, seed: int, checkpoi
     try:
         import peft
     except ImportError as error:
-        raise ValueError("model.lora needs the PEFT library: pip install 'instruction-pretraining[adapters]'.") from error
+        raise ValueError("model.lora needs PEFT: pip install 'instruction-pretraining[adapters]'.") from error
     if checkpoint is not None:
         try:
             return peft.PeftModel.from_pretrained(model, checkpoint, is_trainable=True)
