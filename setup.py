@@ -9,17 +9,26 @@ FILTERS = ["datasketch", "py3langid"]
 ADAPTERS = ["peft"]
 ENDPOINT = ["openai"]
 S3 = ["s3fs"]
-TRAIN = ["accelerate", "gguf", "safetensors", "torch==2.13.0"]
+TRAIN = ["accelerate", "filelock>=3.10", "gguf", "psutil", "safetensors", "torch==2.13.0"]
+EVALUATE = ["lm-eval"]
+EVALUATION = ["rouge-score", "sacrebleu", "scipy"]  # of synthesizers
+TENSORBOARD = ["tensorboard"]
+WANDB = ["wandb"]
 TEST = [
     *FILTERS,
     *ADAPTERS,
     *ENDPOINT,
     *S3,
+    *EVALUATE,
+    *EVALUATION,
+    *TENSORBOARD,
+    *WANDB,
     "hypothesis",
     "moto[server]",  # an S3 server of one's own
     "mypy",
     "pytest",
     "pytest-timeout",
+    "pytest-xdist",
     "ruff",
     "types-PyYAML",
 ]
@@ -41,11 +50,12 @@ setup(
         "templates": ["bank/*.yaml"],
         "synth_model": ["prompts/*.yaml", "task_datasets/*.yaml"],
         "beam_pipelines": ["example_data/*.jsonl", "mining_bank/*.yaml"],
+        "trainer": ["model_card.md.jinja", "run_page_assets/*"],
     },
     install_requires=[
         "apache-beam==2.77.0",
         "fsspec",
-        "jinja2",  # chat templates
+        "jinja2",  # chat templates, pages, model cards
         "jsonargparse[signatures]",
         "numpy",
         "pyarrow",
@@ -60,6 +70,11 @@ setup(
     extras_require={
         "transformers": ["psutil", "safetensors", "torch==2.13.0"],
         "train": TRAIN,
+        "evaluate": EVALUATE,
+        "evaluation": EVALUATION,
+        "tensorboard": TENSORBOARD,
+        "wandb": WANDB,
+        "liger": ["liger-kernel>=0.8.5"],
         "adapters": ADAPTERS,
         "endpoint": ENDPOINT,
         "filters": FILTERS,

@@ -29,11 +29,14 @@ VOCAB_SIZE = 512
 SEQUENCE_LENGTH = 32
 
 
-def write_tokenizer(folder: str, *, num_words: int = VOCAB_SIZE - 2) -> str:
-    """A word-level tokenizer of ``num_words`` words and two special tokens in a folder; returns its hash."""
+def write_tokenizer(folder: str, *, num_words: int = VOCAB_SIZE - 2, prefix: str = "w") -> str:
+    """A word-level tokenizer of ``num_words`` words and two special tokens in a folder; returns its hash.
+
+    One with more words and the same prefix extends it.
+    """
     from trainer.shard_tokenizer import tokenizer_sha256
 
-    vocabulary = {"<unk>": 0, "<eos>": 1, **{f"w{index}": index + 2 for index in range(num_words)}}
+    vocabulary = {"<unk>": 0, "<eos>": 1, **{f"{prefix}{index}": index + 2 for index in range(num_words)}}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(

@@ -17,9 +17,11 @@ from tests.conftest import REPOSITORY
 from trainer import pretrain
 from trainer.__main__ import main as run_trainer
 from trainer.config import PretrainConfig, parse_config
+from trainer.evaluate import EvaluateConfig
 from trainer.train_tokenizer import TokenizerConfig
 
-CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+# Accelerate reads configs/accelerate, the configs beside it configs/evaluate/tasks; both have tests of their own.
+CONFIGS = sorted(path for path in (REPOSITORY / "configs").glob("*/*.yaml") if path.parent.name != "accelerate")
 IDS = [str(path.relative_to(REPOSITORY / "configs")) for path in CONFIGS]
 
 
@@ -33,6 +35,8 @@ def load(path, *overrides):
         return parse_config(PretrainConfig, arguments=arguments, program="pretrain")
     if path.parent.name == "tokenizer":
         return parse_config(TokenizerConfig, arguments=arguments, program="tokenizer")
+    if path.parent.name == "evaluate":
+        return parse_config(EvaluateConfig, arguments=arguments, program="evaluate")
     if path.parent.name == "tasks":
         return parse_synth_model_config(TasksConfig, arguments=arguments, command="tasks")
     config_class = {
@@ -47,8 +51,8 @@ def load(path, *overrides):
 def run(path, *overrides):
     """The exit status of the command itself."""
     arguments = ["--config", str(path), *overrides]
-    if path.parent.name == "tokenizer":
-        return run_trainer(["tokenizer", *arguments])
+    if path.parent.name in ("evaluate", "tokenizer"):
+        return run_trainer([path.parent.name, *arguments])
     if path.parent.name == "tasks":
         return run_synth_model(["tasks", *arguments])
     return pretrain.main(arguments) if path.parent.name == "pretrain" else run_command([command_of(path), *arguments])
@@ -128,4 +132,4 @@ def test_an_override_wins_over_the_file():
 
 
 def test_every_command_has_a_config():
-    assert {path.parent.name for path in CONFIGS} == {*NESTED, "tasks", "tokenizer"}
+    assert {path.parent.name for path in CONFIGS} == {*NESTED, "evaluate", "tasks", "tokenizer"}

@@ -10,7 +10,11 @@ COMMANDS = {
         "trainer.pretrain",
         "pre-train a model on packed shards (also: accelerate launch -m trainer.pretrain)",
     ),
+    "launch": ("trainer.launch", "start a command on many processes, as accelerate launch does, with its exit code"),
     "summarize": ("trainer.summary", "what a run read, made and learnt, from its config"),
+    "page": ("trainer.run_page", "the curves of a run as an HTML page, or of several runs compared"),
+    "export": ("trainer.export", "write any checkpoint as a model folder, with its tokenizer and model card"),
+    "evaluate": ("trainer.evaluate", "evaluate a model on tasks, and compare evaluations (evaluate --compare A B)"),
     "tokenizer": ("trainer.train_tokenizer", "train a tokenizer on a sample of the corpora"),
     "import-model": ("trainer.import_model", "convert a GGUF model into a Hugging Face folder"),
 }

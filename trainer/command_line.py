@@ -1,16 +1,18 @@
 """What the commands of this package share: quiet libraries, readable messages, exit codes.
 
 A ``ValueError`` raised by the project's own code is written for the user and shown without a traceback. One that comes
-from a library below was not foreseen and keeps its traceback.
+from a library below was not foreseen and keeps its traceback. Of many processes the one that failed says why.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
+from types import FrameType
 
 from trainer.progress import CONSOLE
 
@@ -21,9 +23,18 @@ _PROJECT_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _PROJECT_PACKAGES = tuple(os.path.join(_PROJECT_FOLDER, name) + os.sep for name in ("contracts", "trainer"))
 
 
+class FailedElsewhereError(Exception):
+    """Another process of the run has failed, and says why."""
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM where nothing listens to it."""
+
+
 def run_command(work: Callable[[], int]) -> int:
     """Runs a command's work and returns the exit code, turning errors that are meant for the user into one line."""
     _prepare_output()
+    earlier = signal.signal(signal.SIGTERM, _terminate)
     try:
         return work()
     except ValueError as error:
@@ -31,9 +42,17 @@ def run_command(work: Callable[[], int]) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CODE_ERROR
-    except KeyboardInterrupt:
-        print("Interrupted before there was anything to save.", file=sys.stderr)
-        return EXIT_CODE_INTERRUPTED
+    except FailedElsewhereError:
+        return EXIT_CODE_ERROR
+    except (KeyboardInterrupt, _TerminatedError) as error:
+        print("Interrupted. Run the same command again to go on from what has been saved.", file=sys.stderr)
+        return EXIT_CODE_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _TerminatedError
 
 
 def _prepare_output() -> None:

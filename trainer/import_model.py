@@ -2,8 +2,8 @@
 
 GGUF is the single-file format of llama.cpp: configuration, tokenizer and quantized weights. transformers can read it,
 but it takes long and gives a model that refuses to be saved. So the weights are dequantized to float32, put into a
-model that knows nothing of the quantization, and stored as safetensors beside the tokenizer; the folder needs nothing
-else afterwards and loads in a fraction of a second.
+model that knows nothing of the quantization, and stored as safetensors beside the tokenizer, with a model card that
+hands on the licence; the folder needs nothing else afterwards and loads in a fraction of a second.
 
 The folder is claimed before the work and completed after it. A finished one is left as it is; one whose conversion was
 killed is converted again.
@@ -21,6 +21,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from contracts import storage
 from contracts.artifact import claim_output, describe_run, mark_completed
@@ -61,18 +62,27 @@ def import_model(config: ImportModelConfig) -> None:
     Raises:
         ValueError: The file is missing or no GGUF model, or the folder holds something else.
     """
-    path = find_gguf(config.gguf)
-    sha256 = storage.file_sha256(path)
+    import_gguf(config.gguf, sha256=storage.file_sha256(find_gguf(config.gguf)), output=config.output)
+
+
+def import_gguf(name: str, *, sha256: str, output: str) -> None:
+    """As `import_model`, for a file whose hash is known already."""
     this_run = describe_run(command="import-model", config={}, inputs={"gguf": sha256})
-    if claim_output(config.output, run=this_run) == "completed":
-        _log.info("The model in %s is complete.", config.output)
+    if claim_output(output, run=this_run) == "completed":
+        _log.info("The model in %s is complete.", output)
         return
+    path = find_gguf(name)
     size = os.path.getsize(path)
-    _log.info("Converting %s (%.0f MB) to %s; takes about 20 s for 100 MB", config.gguf, size / 1e6, config.output)
+    _log.info("Converting %s (%.0f MB) to %s; takes about 20 s for 100 MB", name, size / 1e6, output)
     started = time.monotonic()
-    num_parameters = _convert(path, output=config.output)
-    mark_completed(config.output, fingerprint=sha256)
+    num_parameters = _convert(path, output=output)
+    mark_completed(output, fingerprint=sha256)
     _log.info("Converted %s parameters in %.0f s", f"{num_parameters:,}", time.monotonic() - started)
+
+
+def is_gguf_name(name: str) -> bool:
+    """Whether a name means a GGUF file rather than a model folder or a model on the hub."""
+    return name.startswith(_PACKAGE_SCHEME) or name.endswith(".gguf")
 
 
 def find_gguf(name: str) -> str:
@@ -102,6 +112,7 @@ def _convert(path: str, *, output: str) -> int:
     """Writes the model folder; returns the number of parameters."""
     # Seconds of imports that a completed folder does not need.
     import torch
+    from huggingface_hub import ModelCardData
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from trainer.folders import write_folder
@@ -119,5 +130,16 @@ def _convert(path: str, *, output: str) -> int:
     with write_folder(output) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
+        card = ModelCardData(library_name="transformers", **_stated_metadata(path))
+        storage.write_bytes_atomically(os.path.join(aside, "README.md"), f"---\n{card.to_yaml()}\n---\n".encode())
     num_parameters: int = model.num_parameters()
     return num_parameters
+
+
+def _stated_metadata(path: str) -> dict[str, Any]:
+    """What a GGUF file says of its licence and languages, for the folder's model card; empty when it says nothing."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(path).fields
+    stated = {"license": "general.license", "language": "general.languages"}
+    return {key: fields[name].contents() for key, name in stated.items() if name in fields}

@@ -7,7 +7,7 @@ see the same steps, and a run may go on with another number of processes.
 
 Cost: no memory, and one evaluation of the permutation a row.
 
-Does not weigh components: their shares are those of the shards.
+Does not weigh components; where they are weighed, the numbers stand for rows as ``component_weights`` says.
 """
 
 from __future__ import annotations
@@ -47,17 +47,23 @@ class RowSampler:
         self._rows_per_step = rows_per_step
         self._seed = seed
 
-    def next_step(self, position: Position) -> tuple[list[int], Position]:
-        """The row numbers of the step after a position, and the position after that step."""
+    def rows_at(self, position: Position) -> list[int]:
+        """The row numbers of the step that begins at a position."""
         permutation = RowPermutation(self._num_rows, seed=self._seed, name="train", epoch=position.epoch)
-        end = min(position.rows_consumed + self._rows_per_step, self._num_rows)
-        rows = [permutation[index] for index in range(position.rows_consumed, end)]
+        return [permutation[index] for index in range(position.rows_consumed, self._end_of_step(position))]
+
+    def position_after(self, position: Position) -> Position:
+        """The position behind the step that begins at a position."""
+        end = self._end_of_step(position)
         ends_epoch = end == self._num_rows
-        return rows, Position(
+        return Position(
             step=position.step + 1,
             epoch=position.epoch + ends_epoch,
             rows_consumed=0 if ends_epoch else end,
         )
+
+    def _end_of_step(self, position: Position) -> int:
+        return min(position.rows_consumed + self._rows_per_step, self._num_rows)
 
     def num_steps(self, *, num_epochs: int, start: Position) -> int:
         """Steps of a whole run of so many epochs that stands at ``start``, those already done included."""

@@ -27,7 +27,7 @@ def learning_rate_multiplier(step: int, *, num_steps: int, schedule: ScheduleCon
         A number in (0, 1]: no step is wasted on a rate of 0. A warm-up of n steps starts at 1/n and ends at 1.
     """
     assert 0 <= step < num_steps, (step, num_steps)
-    num_warmup = _num_warmup_steps(num_steps, schedule)
+    num_warmup = num_warmup_steps(num_steps, schedule=schedule)
     if step < num_warmup:
         return (step + 1) / num_warmup
     if schedule.kind == "cosine":
@@ -40,6 +40,7 @@ def learning_rate_multiplier(step: int, *, num_steps: int, schedule: ScheduleCon
     return schedule.min_lr_ratio + (1 - schedule.min_lr_ratio) * decayed
 
 
-def _num_warmup_steps(num_steps: int, schedule: ScheduleConfig) -> int:
+def num_warmup_steps(num_steps: int, *, schedule: ScheduleConfig) -> int:
+    """The steps of a run in which the learning rate rises."""
     asked = schedule.warmup_steps
     return min(num_steps, round(schedule.warmup_fraction * num_steps) if asked is None else asked)

@@ -29,10 +29,11 @@ from contracts.schemas import chain_from_row
 from contracts.seeding import stable_hash
 from trainer.command_line import run_command
 from trainer.config import PretrainConfig, parse_config
+from trainer.metrics_log import read_log
+from trainer.run_page import METRICS_FILE, TRAINING_FILE
 
 _NUM_SAMPLE_PAIRS = 3
 _MAX_SAMPLE_CHARACTERS = 320
-_TRAINING_FILE = "training.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,12 +45,14 @@ class RunSummary:
         shards: The shards' manifest.
         training: The content of ``training.json``.
         config: The config of the training.
+        metrics: The logged steps.
     """
 
     corpora: Mapping[str, AugmentedCorpusManifest]
     shards: ShardManifest
     training: Mapping[str, Any]
     config: PretrainConfig
+    metrics: Sequence[Mapping[str, Any]]
 
 
 def read_summary(config: PretrainConfig) -> RunSummary:
@@ -59,7 +62,7 @@ def read_summary(config: PretrainConfig) -> RunSummary:
         ValueError: A stage of the run is missing, not completed, or was changed afterwards.
     """
     completed_fingerprint(config.output)
-    training = storage.read_json(storage.join(config.output, _TRAINING_FILE))
+    training = storage.read_json(storage.join(config.output, TRAINING_FILE))
     shards = read_shard_manifest(config.shards)
     if training["shards_fingerprint"] != shards.fingerprint:
         raise ValueError(
@@ -72,7 +75,13 @@ def read_summary(config: PretrainConfig) -> RunSummary:
         for folder in component["input"]
     }
     corpora = {folder: read_augmented_corpus_manifest(folder) for folder in sorted(folders)}
-    return RunSummary(corpora=corpora, shards=shards, training=training, config=config)
+    return RunSummary(
+        corpora=corpora,
+        shards=shards,
+        training=training,
+        config=config,
+        metrics=read_log(storage.join(config.output, METRICS_FILE)),
+    )
 
 
 def sample_pairs(
@@ -99,7 +108,7 @@ def print_summary(summary: RunSummary, *, console: Console) -> None:
     for folder, corpus in summary.corpora.items():
         _print_corpus(folder, corpus, console)
     _print_shards(summary.shards, console)
-    _print_losses(summary.training, console)
+    _print_losses(summary.training, summary.metrics, console)
     for folder, corpus in summary.corpora.items():
         _print_samples(sample_pairs(folder, corpus, num_pairs=_NUM_SAMPLE_PAIRS), console)
     _print_paths(summary, console)
@@ -156,7 +165,7 @@ def _print_shards(shards: ShardManifest, console: Console) -> None:
     console.print(table)
 
 
-def _print_losses(training: Mapping[str, Any], console: Console) -> None:
+def _print_losses(training: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], console: Console) -> None:
     _heading("Loss on held-out texts (nats a token)", console)
     before, after = training["validation"]["before"], training["validation"]["after"]
     if not before or not after:
@@ -179,6 +188,21 @@ def _print_losses(training: Mapping[str, Any], console: Console) -> None:
         f"{training['steps']} steps, {training['tokens_seen']} tokens at {training['tokens_per_second']:.0f} tokens/s",
         console,
     )
+    for line in _speed(metrics):
+        _say(line, console)
+
+
+def _speed(metrics: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What the log says beyond the rate: MFU where it is known, the wait for data, skipped steps if any."""
+    utilizations = [record["mfu"] for record in metrics if record.get("mfu") is not None]
+    if utilizations:
+        yield f"{sum(utilizations) / len(utilizations):.1%} of the devices' peak (MFU)"
+    if metrics and metrics[-1]["seconds"]:
+        waited = sum(record["data_seconds"] for record in metrics) / metrics[-1]["seconds"]
+        yield f"{waited:.2%} of the time waited for data"
+    skipped = [record["step"] for record in metrics if record.get("skipped")]
+    if skipped:
+        yield f"{len(skipped)} steps skipped, the last one step {skipped[-1]}: see {METRICS_FILE}"
 
 
 def _perplexity(loss: float) -> str:
@@ -225,6 +249,7 @@ def _paths(summary: RunSummary) -> Iterator[tuple[str, str]]:
     yield "model", summary.training["outputs"]["model"]
     yield "checkpoints", summary.training["outputs"]["checkpoints"]
     yield "metrics", summary.training["outputs"]["metrics"]
+    yield "report", summary.training["outputs"]["report"]
 
 
 def _say(text: str, console: Console, *, style: str = "") -> None:

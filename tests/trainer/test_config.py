@@ -69,11 +69,18 @@ def test_help_describes_every_field(capsys):
         "--schedule.warmup_fraction=1.5",
         "--schedule.warmup_steps=-1",
         "--batch.micro_batch_rows=0",
+        "--loss.chunk_tokens=0",
+        "--loss.z_loss=-1",
+        "--spikes.threshold=0",
+        "--spikes.window=1",
+        "--spikes.max_consecutive=0",
         "--validation.every_steps=0",
         "--validation.max_rows=0",
         "--checkpoint.every_steps=0",
         "--checkpoint.keep=0",
         "--checkpoint.resume=",
+        "--data.prefetch_steps=-1",
+        "--data.cache=gs://bucket/rows",
         "--logging.every_steps=0",
         "--num_epochs=0",
         "--max_steps=0",
@@ -86,14 +93,44 @@ def test_a_value_out_of_range_is_named(option):
         parse(*REQUIRED, option)
 
 
+@pytest.mark.parametrize("weight", ["-1", ".inf", ".nan"])
+def test_a_component_weight_out_of_range_is_named(weight):
+    with pytest.raises(ValueError, match=r"data.component_weights\['raw'\] is .*; it must be 0 or more, and finite"):
+        parse(*REQUIRED, "--data.component_weights", f"{{raw: {weight}}}")
+
+
+def test_component_weights_come_from_the_file_and_by_name(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        "shards: s\noutput: o\nmodel: {name_or_path: m}\ndata: {component_weights: {a: 2}}"
+    )
+    assert parse("--config", str(tmp_path / "config.yaml")).data.component_weights == {"a": 2.0}
+    assert parse(*REQUIRED, "--data.component_weights.a=0.5").data.component_weights == {"a": 0.5}
+
+
 def test_identity_leaves_out_what_does_not_change_the_result():
     base = parse(*REQUIRED)
     same = parse(
         *("--shards", "t", "--output", "p", "--model.name_or_path", "n", "--device", "cpu"),
+        *("--batch.gradient_checkpointing", "true", "--loss.kernel", "torch", "--loss.chunk_tokens", "9"),
+        *("--model.compile", "default", "--model.attention", "sdpa", "--spikes.max_consecutive", "1"),
         *("--batch.micro_batch_rows", "1", "--checkpoint.keep", "9", "--logging.every_steps", "9"),
+        *("--data.prefetch_steps", "0", "--data.cache", "rows"),
     )
     assert identity_of(base) == identity_of(same)
-    for option in ("--seed=1", "--batch.rows_per_step=3", "--optimizer.beta1=0.5", "--num_epochs=2", "--max_steps=3"):
+    for option in (
+        *(
+            "--loss.z_loss=1",
+            "--spikes.threshold=9",
+            "--spikes.window=9",
+            "--model.document_masks=true",
+            "--seed=1",
+            "--batch.rows_per_step=3",
+            "--optimizer.beta1=0.5",
+            "--num_epochs=2",
+            "--max_steps=3",
+        ),
+        '--data.component_weights={"raw": 2}',
+    ):
         assert identity_of(base) != identity_of(parse(*REQUIRED, option))
 
 

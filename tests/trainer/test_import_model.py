@@ -7,6 +7,7 @@ import gguf
 import numpy as np
 import pytest
 import safetensors.torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer import import_model
@@ -19,6 +20,8 @@ def write_gguf(path):
     """A llama model of one layer; returns its tensors by GGUF name."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("A working title")
+    writer.add_license("apache-2.0")
+    writer.add_languages(["en", "fr"])
     writer.add_context_length(64)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(1)
@@ -146,3 +149,13 @@ def test_refuses_a_file_that_is_no_gguf(tmp_path, capsys):
     assert run(tmp_path / "model.gguf", tmp_path / "model") == 2
     assert "does not start with the letters GGUF" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
+
+
+def test_hands_on_what_the_file_states_of_its_licence(gguf_file, tmp_path):
+    path, _ = gguf_file
+    assert run(path, tmp_path / "model") == 0
+    assert ModelCard.load(tmp_path / "model" / "README.md").data.to_dict() == {
+        "library_name": "transformers",
+        "license": "apache-2.0",
+        "language": ["en", "fr"],
+    }

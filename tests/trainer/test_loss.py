@@ -4,9 +4,22 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.loss import IGNORED_LABEL, count_targets, mean_losses, row_losses, sums_by_component
+from trainer.loss import (
+    IGNORED_LABEL,
+    count_targets,
+    mean_losses,
+    next_tokens,
+    sum_by_row,
+    sums_by_component,
+    token_losses,
+)
 
 X = IGNORED_LABEL
+
+
+def row_losses(logits, *, labels):
+    losses = token_losses(logits.flatten(0, 1), targets=next_tokens(labels))
+    return sum_by_row(losses, num_rows=len(labels)).cross_entropy
 
 
 def test_logits_before_a_token_are_held_against_it():
@@ -58,3 +71,25 @@ def test_components_are_weighted_by_tokens_not_by_rows():
     )
     assert sums.tolist() == [[8.0, 4.0], [0.0, 0.0], [4.0, 2.0]]
     assert mean_losses(sums, components=("a", "b", "c")) == (2.0, {"a": 2.0, "c": 2.0})
+
+
+def test_z_loss_is_the_squared_logarithm_of_the_denominator():
+    """Against its definition in float64, gradient included; what is reported stays as it was."""
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(6, 11)).requires_grad_()
+    targets = torch.tensor([4, X, 0, 10, X, 7])
+    losses = token_losses(logits, targets=targets, z_loss=0.3)
+    assert torch.equal(losses.cross_entropy, token_losses(logits, targets=targets).cross_entropy)
+
+    exact = logits.detach().double().requires_grad_()
+    log_z = exact.exp().sum(dim=1).log()
+    expected = torch.where(targets == X, 0.0, 0.3 * log_z**2)
+    assert losses.z.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    assert expected.count_nonzero() == 4
+    (actual_gradient,) = torch.autograd.grad(losses.z.sum(), logits)
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), exact)
+    torch.testing.assert_close(actual_gradient.double(), expected_gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_without_z_loss_there_is_none():
+    assert token_losses(torch.randn(3, 5), targets=torch.tensor([1, 2, X])).z.tolist() == [0.0, 0.0, 0.0]

@@ -218,8 +218,9 @@ def test_names_the_rows_whose_loss_is_not_finite(finished, tmp_path, capsys):
     assert len(poisoned) <= 8
     arguments = ["--shards", shards, "--output", str(tmp_path / "output"), "--validation.at_start", "false"]
     arguments += ["--model.name_or_path", str(tmp_path / "poisoned"), "--batch.rows_per_step", "21", "--device", "cpu"]
-    assert main(arguments) == 2
-    assert f"Step 1: the loss of row {', '.join(map(str, poisoned))} of" in capsys.readouterr().err
+    assert main([*arguments, "--spikes.max_consecutive", "1"]) == 2
+    named = ", ".join(f"row {row} (not finite)" for row in poisoned[:4])
+    assert f"because the loss is not finite (highest losses: {named}" in capsys.readouterr().err
     assert not (tmp_path / "output" / "COMPLETED").exists()
 
 
@@ -281,6 +282,8 @@ def test_refuses_a_model_that_does_not_fit_the_shards(finished, tmp_path, capsys
     assert "600 ids" in message
     assert "embeddings for 512 only" in message
 
+    tokenizer = str(tmp_path / "other_tokenizer")
+    sha256 = write_tokenizer(tokenizer, prefix="v")
     write_shards(
         str(tmp_path / "other"),
         {"train": [make_rows(2, component="raw")]},
@@ -290,6 +293,7 @@ def test_refuses_a_model_that_does_not_fit_the_shards(finished, tmp_path, capsys
     assert main([*arguments, "--shards", str(tmp_path / "other")]) == 2
     message = capsys.readouterr().err
     assert "another tokenizer" in message
+    assert "the token 'w0', of id 2 for the model, is missing" in message
     assert str(output / "model") in message
     assert tokenizer in message
 

@@ -4,8 +4,8 @@ import pytest
 
 from trainer.command_line import run_command
 from trainer.folders import read_folder, write_folder
-from trainer.metrics_log import MetricsLog
-from trainer.progress import Progress
+from trainer.metrics_log import MetricsLog, read_log
+from trainer.progress import Pace, Progress, step_figures
 from trainer.row_permutation import RowPermutation
 
 
@@ -30,6 +30,75 @@ def test_progress_of_other_processes_is_silent(capsys):
     with Progress(description="pretrain", total=2, is_shown=False) as progress:
         progress.show(2)
     assert capsys.readouterr().out == ""
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr("trainer.progress.time.monotonic", lambda: self.now)
+
+    def step(self, pace, seconds):
+        with pace.measure_step():
+            self.now += seconds
+
+    def pause(self, pace, kind, seconds):
+        with pace.measure_pause(kind):
+            self.now += seconds
+
+
+def test_time_left_counts_steps_and_the_pauses_that_are_still_due(monkeypatch):
+    clock = Clock(monkeypatch)
+    pace = Pace(num_steps=100, every_steps={"validation": 10, "save": 25, "never": None})
+    assert pace.seconds_left(0) is None
+    for _ in range(10):
+        clock.step(pace, 2.0)
+    assert pace.seconds_left(10) == 90 * 2
+    clock.pause(pace, "validation", 30.0)
+    # Before step 100: validations at 20, 30, ... 90, and none at 100, which is left to the end of the run.
+    assert pace.seconds_left(10 + 1) == 89 * 2 + 8 * 30
+    clock.pause(pace, "validation", 50.0)
+    clock.pause(pace, "save", 7.0)
+    # Asked between step and pause, the pause at this very step is still due: saves at 25, 50, 75.
+    assert pace.seconds_left(25) == 75 * 2 + 7 * 40 + 3 * 7
+    assert pace.seconds_left(100) == 0
+
+
+def test_time_left_is_exact_for_a_steady_run(monkeypatch):
+    """Against the clock of a run that is played to its end."""
+    clock = Clock(monkeypatch)
+    pace = Pace(num_steps=57, every_steps={"validation": 6, "save": 10})
+    estimates = []
+    for step in range(1, 58):
+        clock.step(pace, 1.5)
+        estimates.append((clock.now, pace.seconds_left(step)))
+        for kind, every, seconds in (("validation", 6, 20.0), ("save", 10, 4.0)):
+            if step % every == 0 and step != 57:
+                clock.pause(pace, kind, seconds)
+    for now, seconds_left in estimates[10:]:
+        assert now + seconds_left == pytest.approx(clock.now)
+
+
+def test_a_slow_first_step_is_forgotten(monkeypatch):
+    clock = Clock(monkeypatch)
+    pace = Pace(num_steps=1000, every_steps={})
+    clock.step(pace, 300.0)
+    for _ in range(100):
+        clock.step(pace, 1.0)
+    assert pace.seconds_left(101) == 899
+
+
+def test_progress_shows_the_time_that_it_is_given(capsys):
+    with Progress(description="pretrain", total=1) as progress:
+        progress.show(1, seconds_left=3723)
+    assert capsys.readouterr().out.endswith("ETA 1:02:03\n")
+
+
+def test_figures_of_a_step():
+    figures = {"loss": 2.3456, "grad_norm": 0.5, "learning_rate": 3e-4, "tokens_per_second": 12345.6}
+    assert step_figures(**figures) == "loss 2.346  grad 0.50  lr 3.00e-04  12,346 tok/s"
+    assert step_figures(**figures, mfu=0.456, num_skipped=2).endswith("tok/s  MFU 45.6%  2 skipped")
 
 
 @pytest.mark.parametrize("storage", ["local", "memory"])
@@ -61,6 +130,31 @@ def test_a_log_of_another_process_writes_nothing(tmp_path):
     log.sync()
     assert log.records() == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_number_that_is_not_finite_stands_as_null(tmp_path):
+    """As JSON has it, and not as Python would write it."""
+    path = tmp_path / "log.jsonl"
+    log = MetricsLog(str(path), last_step=0)
+    log.append({"step": 1, "loss": float("nan"), "nested": {"a": [float("inf"), 1.5]}})
+    assert path.read_text() == '{"step": 1, "loss": null, "nested": {"a": [null, 1.5]}}\n'
+
+
+def test_listeners_hear_of_new_records_only(tmp_path):
+    heard = []
+    for last_step in (0, 1):
+        log = MetricsLog(str(tmp_path / "log.jsonl"), last_step=last_step, on_append=heard.append)
+        log.append({"step": last_step + 1})
+    assert heard == [{"step": 1}, {"step": 2}]
+    MetricsLog(str(tmp_path / "log.jsonl"), last_step=9, is_writer=False, on_append=heard.append).append({"step": 3})
+    assert len(heard) == 2
+
+
+def test_a_log_is_read_while_it_is_written(tmp_path):
+    path = tmp_path / "log.jsonl"
+    assert read_log(str(path)) == []
+    path.write_text('{"step": 1}\n{"st')
+    assert read_log(str(path)) == [{"step": 1}]
 
 
 @pytest.mark.parametrize("storage", ["local", "memory"])

@@ -9,8 +9,8 @@ from trainer.row_sampler import Position, RowSampler, deal_rows
 def walk(sampler, position, num_steps):
     steps = []
     for _ in range(num_steps):
-        rows, position = sampler.next_step(position)
-        steps.append(rows)
+        steps.append(sampler.rows_at(position))
+        position = sampler.position_after(position)
     return steps, position
 
 

@@ -11,7 +11,7 @@ from contracts.manifest import read_shard_manifest
 from contracts.records import PackedRow
 from tests.shard_fixtures import VOCAB_SIZE, make_rows, write_shards
 from trainer.loss import IGNORED_LABEL
-from trainer.shard_dataset import ShardDataset, labels_of
+from trainer.shard_dataset import ShardDataset, labels_of, positions_of
 
 X = IGNORED_LABEL
 
@@ -52,6 +52,17 @@ def test_labels_against_a_walk_over_the_tokens(lengths, num_padding, random):
     assert labels_of(make_row(ids, lengths, spans)).tolist() == expected
 
 
+def test_positions_start_anew_with_each_text_and_with_the_padding():
+    assert positions_of(make_row([10, 11, 12, 13, 14, 0, 0], [3, 2])).tolist() == [0, 1, 2, 0, 1, 0, 1]
+    assert positions_of(make_row([10, 11], [2])).tolist() == [0, 1]
+
+
+@given(st.lists(st.integers(1, 5), max_size=6), st.integers(0, 4))
+def test_positions_against_a_walk_over_the_tokens(lengths, num_padding):
+    expected = [position for length in [*lengths, num_padding] for position in range(length)]
+    assert positions_of(make_row([0] * len(expected), lengths)).tolist() == expected
+
+
 @pytest.fixture
 def shards(tmp_path):
     rows = [*make_rows(7, component="raw"), *make_rows(4, component="instructions", seed=1)]
@@ -73,10 +84,23 @@ def test_global_row_numbers_count_through_the_shards(shards):
         row = dataset.row(number)
         assert row.input_ids.tolist() == expected.input_ids.tolist()
         assert row.segment_lengths.tolist() == expected.segment_lengths.tolist()
-        assert (row.component, row.text_ids) == (expected.component, expected.text_ids)
+        assert row.component == expected.component
+        assert dataset.locate(number) == ((0, number) if number < 4 else (1, 0) if number == 4 else (2, number - 5))
     for number in (-1, 11):
         with pytest.raises(IndexError):
             dataset.row(number)
+
+
+def test_the_rows_of_a_component_count_through_the_shards(shards):
+    folder, rows = shards
+    dataset = open_train(folder)
+    assert dataset.num_rows_by_component == {"instructions": 4, "raw": 7}
+    for component in dataset.components:
+        expected = [number for number, row in enumerate(rows) if row.component == component]
+        assert [dataset.row_number_in(component, index) for index in range(len(expected))] == expected
+        for index in (-1, len(expected)):
+            with pytest.raises(IndexError, match="is not in range"):
+                dataset.row_number_in(component, index)
 
 
 def test_a_batch_holds_its_rows_in_order(shards):
@@ -85,6 +109,8 @@ def test_a_batch_holds_its_rows_in_order(shards):
     assert batch.input_ids.dtype == batch.labels.dtype == torch.int64
     assert batch.input_ids.tolist() == [rows[number].input_ids.tolist() for number in (8, 0, 5)]
     assert batch.labels.tolist() == [labels_of(rows[number]).tolist() for number in (8, 0, 5)]
+    assert batch.position_ids.tolist() == [positions_of(rows[number]).tolist() for number in (8, 0, 5)]
+    assert batch.position_ids.dtype == torch.int64
     assert batch.component_ids.tolist() == [0, 1, 1]
     assert batch.num_tokens == sum(int(rows[number].segment_lengths.sum()) for number in (8, 0, 5))
 
@@ -93,6 +119,7 @@ def test_a_batch_of_no_rows_has_a_row_without_targets(shards):
     batch = open_train(shards[0]).batch([])
     assert batch.input_ids.shape == (1, 32)
     assert (batch.labels == X).all()
+    assert batch.position_ids.tolist() == [list(range(32))]
     assert batch.num_tokens == 0
 
 
@@ -140,4 +167,9 @@ def test_refuses_shards_that_are_not_what_the_manifest_says(shards):
         ShardDataset(folder, manifest=replace(manifest, vocab_size=VOCAB_SIZE * 1000), split="train")
     first = replace(manifest.shards[0], num_rows=5)
     with pytest.raises(ValueError, match="holds 4 rows; the manifest says 5"):
+        ShardDataset(folder, manifest=replace(manifest, shards=(first, *manifest.shards[1:])), split="train")
+    first = replace(manifest.shards[0], rows_by_component={"raw": 3, "instructions": 1})
+    with pytest.raises(
+        ValueError, match=r"components: \{'raw': 4\}; the manifest says \{'raw': 3, 'instructions': 1\}"
+    ):
         ShardDataset(folder, manifest=replace(manifest, shards=(first, *manifest.shards[1:])), split="train")
