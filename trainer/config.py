@@ -27,6 +27,29 @@ def _require(condition: bool, name: str, value: object, allowed: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """A low-rank adapter to train instead of the model's own weights; see ``trainer.adapters``.
+
+    Args:
+        rank: Rank of the products beside the matrices.
+        alpha: Their sum is scaled by alpha / rank.
+        dropout: Dropout in front of an adapter.
+        target_modules: Names of the modules that get one; ``all-linear`` for every linear layer but the output.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+    def __post_init__(self) -> None:
+        _require(self.rank > 0, "model.lora.rank", self.rank, "positive")
+        _require(self.alpha > 0, "model.lora.alpha", self.alpha, "positive")
+        _require(0 <= self.dropout < 1, "model.lora.dropout", self.dropout, "from 0 to below 1")
+        _require(bool(self.target_modules), "model.lora.target_modules", self.target_modules, "one or more names")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The model to train.
 
@@ -37,6 +60,7 @@ class ModelConfig:
         dtype: Precision of the arithmetic; weights and optimizer stay float32. ``auto`` is bfloat16 on a GPU and
             float32 on a CPU.
         trust_remote_code: Run Python code that comes with the model; leave it off unless you have read that code.
+        lora: Train a low-rank adapter beside the model's weights, which stay as they are; null trains all weights.
     """
 
     init: Literal["continual", "scratch"] = "continual"
@@ -44,6 +68,7 @@ class ModelConfig:
     preset: str | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     trust_remote_code: bool = False
+    lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
         needed, unused = ("name_or_path", "preset") if self.init == "continual" else ("preset", "name_or_path")
@@ -53,6 +78,9 @@ class ModelConfig:
             f"model.{unused}",
             getattr(self, unused),
             f"left out when model.init is {self.init!r}",
+        )
+        _require(
+            self.lora is None or self.init == "continual", "model.lora", self.lora, "null when model.init is 'scratch'"
         )
 
 

@@ -27,14 +27,15 @@ from typing import Any
 import fsspec
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, PretrainedConfig
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from contracts import storage
 from contracts.artifact import COMPLETED_FILE, RUN_FILE
 from contracts.manifest import ShardManifest
 from contracts.seeding import stable_hash
-from trainer.config import ModelConfig
+from trainer.adapters import add_adapter
+from trainer.config import LoraConfig, ModelConfig
 
 PRESETS: Mapping[str, Mapping[str, int]] = {
     "tiny": {
@@ -119,7 +120,8 @@ def create_model(
     seed: int,
     special_ids: Mapping[str, int | None],
     checkpoint: str | None = None,
-) -> PreTrainedModel:
+    lora: LoraConfig | None = None,
+) -> Any:
     """The model with its weights in float32 on the CPU, in training mode.
 
     Args:
@@ -127,14 +129,19 @@ def create_model(
         seed: Decides the weights of a model from scratch.
         special_ids: The tokenizer's ``bos_token_id`` and so on; a model from scratch takes them over, since they end
             a generation.
-        checkpoint: A local model folder to take the weights from instead, when a run goes on.
+        checkpoint: A local model folder to take the weights from instead, when a run goes on; of an adapter's run
+            the adapter's.
+        lora: An adapter to train beside the weights, which are then the model's own.
+
+    Returns:
+        A ``PreTrainedModel``, or with an adapter the ``peft.PeftModel`` around it.
 
     Raises:
         ValueError: The weights cannot be read.
     """
     if description.location is None:
         description.config.update(dict(special_ids))
-    location = checkpoint or description.location
+    location = (None if lora else checkpoint) or description.location
     if location is None:
         torch.manual_seed(stable_hash(seed, "model-initialization"))
         model = AutoModelForCausalLM.from_config(description.config, dtype=torch.float32)
@@ -153,6 +160,8 @@ def create_model(
         if info["missing_keys"]:
             # transformers would draw these at random and only warn.
             raise ValueError(f"The weights of the model in {location} lack {', '.join(sorted(info['missing_keys']))}.")
+    if lora:
+        model = add_adapter(model, lora=lora, seed=seed, checkpoint=checkpoint)
     model.train()
     return model
 

@@ -16,12 +16,14 @@ from trainer.config import OptimizerConfig
 
 
 def create_optimizer(model: torch.nn.Module, *, optimizer: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over all parameters of a model; the learning rate is set anew at every step."""
+    """AdamW over all parameters of a model that are trained; the learning rate is set anew at every step."""
     # A tied output layer is the same parameter and so counts as the embedding that it is.
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     decayed: list[torch.nn.Parameter] = []
     not_decayed: list[torch.nn.Parameter] = []
     for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
         is_decayed = parameter.ndim >= 2 and id(parameter) not in embeddings
         (decayed if is_decayed else not_decayed).append(parameter)
     return torch.optim.AdamW(

@@ -140,9 +140,11 @@ def _create_model(
 ) -> PreTrainedModel:
     special_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     if checkpoint is None:
-        return create_model(description, seed=config.seed, special_ids=special_ids)
+        return create_model(description, seed=config.seed, special_ids=special_ids, lora=config.model.lora)
     with read_folder(storage.join(checkpoint, MODEL_FOLDER)) as folder:
-        return create_model(description, seed=config.seed, special_ids=special_ids, checkpoint=folder)
+        return create_model(
+            description, seed=config.seed, special_ids=special_ids, checkpoint=folder, lora=config.model.lora
+        )
 
 
 def _create_loop(

@@ -4,8 +4,9 @@ import shutil
 import pytest
 
 from beam_pipelines import engine_identity
-from beam_pipelines.engine_identity import check_engine, identify_model
+from beam_pipelines.engine_identity import check_engine
 from synth_model.engines import EngineConfig
+from synth_model.engines.model_identity import identify_model
 
 
 @pytest.fixture
