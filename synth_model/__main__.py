@@ -7,6 +7,7 @@ import sys
 
 COMMANDS = {
     "tasks": ("synth_model.tasks", "read context-based task datasets into an augmented corpus"),
+    "finetune": ("synth_model.finetune", "tune a synthesizer: data, packing, training, evaluation, card"),
     "evaluate": ("synth_model.evaluate", "judge instruction synthesizers by gold pairs"),
 }
 

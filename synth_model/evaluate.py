@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -51,6 +51,8 @@ from synth_model.generation import Failure, Outcome, completion_key
 
 RESULTS_FILE, TEXTS_FILE, PAGE_FILE = "results.json", "texts.jsonl", "report.html"
 SCHEMA_VERSION = 1
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,9 +172,7 @@ def _select(config: EvaluateConfig, *, systems: Sequence[System]) -> tuple[list[
     return texts, accounts
 
 
-def _complete(
-    asked: dict[str, list[_Asked]], *, config: EvaluateConfig, console: Console | None
-) -> dict[str, Outcome]:
+def _complete(asked: dict[str, list[_Asked]], *, config: EvaluateConfig, console: Console | None) -> dict[str, Outcome]:
     """An outcome for every key, from the log or by asking; systems with one engine are asked behind each other."""
     log = CompletionLog(storage.join(config.output, "completions"))
     outcomes: dict[str, Outcome] = dict(log.read())
@@ -195,9 +195,9 @@ def _complete(
     return outcomes
 
 
-def _distinct(values: Any) -> list[Any]:
+def _distinct(values: Iterable[_Value]) -> list[_Value]:
     """Values that may not be hashable, each once, in order."""
-    kept: list[Any] = []
+    kept: list[_Value] = []
     for value in values:
         if value not in kept:
             kept.append(value)
@@ -205,7 +205,7 @@ def _distinct(values: Any) -> list[Any]:
 
 
 @contextmanager
-def _progress(console: Console | None, *, num_prompts: int, num_known: int) -> Iterator[Any]:
+def _progress(console: Console | None, *, num_prompts: int, num_known: int) -> Iterator[Callable[[int], object]]:
     """A bar over prompts; gives what is told of how many were done."""
     columns = (TextColumn("prompts"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=console is None) as progress:
@@ -238,13 +238,9 @@ def _write(
         for index, text in enumerate(texts)
     ]
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    storage.write_bytes_atomically(
-        storage.join(config.output, TEXTS_FILE), content.encode("utf-8", "backslashreplace")
-    )
+    storage.write_bytes_atomically(storage.join(config.output, TEXTS_FILE), content.encode("utf-8", "backslashreplace"))
     page = render_page(results, texts=texts, judgements=judgements, max_texts=config.max_shown_texts)
-    storage.write_bytes_atomically(
-        storage.join(config.output, PAGE_FILE), page.encode("utf-8", "backslashreplace")
-    )
+    storage.write_bytes_atomically(storage.join(config.output, PAGE_FILE), page.encode("utf-8", "backslashreplace"))
     storage.write_json(storage.join(config.output, RESULTS_FILE), results)
     mark_completed(config.output, fingerprint=storage.json_sha256(results))
 

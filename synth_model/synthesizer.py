@@ -23,13 +23,14 @@ from synth_model.few_shot_examples import FewShotExamples, load_examples
 from synth_model.generation import Completion, Prompt
 from synth_model.markup import escape, unescape
 from synth_model.wire_format import (
-    ANSWER,
     MARKUP,
     QUESTION,
     RELEASED_MARKS,
     SequenceMarks,
     build_prompt,
     parse_completion,
+    parse_response,
+    render_instruction,
 )
 
 
