@@ -48,7 +48,7 @@ setup(
     ),
     package_data={
         "templates": ["bank/*.yaml"],
-        "synth_model": ["prompts/*.yaml", "task_datasets/*.yaml"],
+        "synth_model": ["prompts/*.yaml", "task_datasets/*.yaml", "evaluation/*.jinja", "tuning/*.jinja"],
         "beam_pipelines": ["example_data/*.jsonl", "mining_bank/*.yaml"],
         "trainer": ["model_card.md.jinja", "run_page_assets/*"],
     },

@@ -19,6 +19,7 @@ from contracts.records import Chain, Reject, RenderedText
 from contracts.schemas import chain_from_row
 from contracts.storage import open_input
 from synth_model.tuning_sequences import tuning_sequences
+from synth_model.wire_format import RELEASED_MARKS, SequenceMarks
 from templates import TemplateConfig, bank_sha256, render_chain, render_document, render_instruction
 
 _BATCH_ROWS = 256
@@ -32,6 +33,7 @@ class Rendering:
         fields: Which fields of a record hold what.
         templates: Weights of the template families.
         sequence_length: Longest text of a synthesizer's tuning data, in tokens.
+        marks: What opens and closes an example of that data.
         seed: Decides every template choice.
     """
 
@@ -39,6 +41,7 @@ class Rendering:
     templates: TemplateConfig
     sequence_length: int
     seed: int
+    marks: SequenceMarks = RELEASED_MARKS
 
 
 def read_texts(
@@ -70,7 +73,7 @@ def read_texts(
         case "instructions":
             return _instructions(_read_records(url, byte_range, rendering.fields), component, rendering.fields)
         case "synthesizer_tuning":
-            return _tuning_sequences(url, component, rendering.sequence_length, tokenizer)
+            return _tuning_sequences(url, component, rendering, tokenizer)
 
 
 def rendering_inputs(kind: ComponentKind, *, rendering: Rendering) -> dict[str, Any]:
@@ -83,7 +86,7 @@ def rendering_inputs(kind: ComponentKind, *, rendering: Rendering) -> dict[str, 
         case "documents" | "instructions":
             return {"fields": asdict(rendering.fields)}
         case "synthesizer_tuning":
-            return {"sequence_length": rendering.sequence_length}
+            return {"sequence_length": rendering.sequence_length, "marks": asdict(rendering.marks)}
 
 
 def _read_chains(url: str) -> Iterator[Chain]:
@@ -132,13 +135,14 @@ def _instructions(
 
 
 def _tuning_sequences(
-    url: str, component: str, max_tokens: int, tokenizer: TextTokenizer
+    url: str, component: str, rendering: Rendering, tokenizer: TextTokenizer
 ) -> Iterator[RenderedText | Reject]:
     for chain in _read_chains(url):
         yield from tuning_sequences(
             chain,
             component=component,
-            max_tokens=max_tokens,
+            max_tokens=rendering.sequence_length,
             special_tokens=tokenizer.description.special_tokens,
-            count_tokens=tokenizer.spans.count,
+            count_tokens=lambda texts, spans: tokenizer.spans.count(texts, spans=spans),
+            marks=rendering.marks,
         )

@@ -51,6 +51,7 @@ from contracts.manifest import (
 )
 from contracts.record_files import SUFFIXES
 from contracts.storage import InputFile
+from synth_model.wire_format import SequenceMarks
 from templates import TemplateConfig, bank_sha256
 
 _OWN_CACHE = "tokenized"
@@ -79,6 +80,8 @@ class PackConfig:
         add_eos: Whether each text ends with the tokenizer's EOS.
         fields: Which fields of a record hold what.
         templates: Weights of the template families.
+        marks: For ``synthesizer_tuning``: the BOS and EOS that open and close an example, which must be those of the
+            tokenizer; the released weights' by default.
         seed: Decides templates, held-out groups, shards and orders.
     """
 
@@ -96,6 +99,7 @@ class PackConfig:
     add_eos: bool = True
     fields: FieldNames = field(default_factory=FieldNames)
     templates: TemplateConfig = field(default_factory=TemplateConfig)
+    marks: SequenceMarks = field(default_factory=SequenceMarks)
     seed: int = 0
 
     def check(self) -> None:
@@ -191,7 +195,11 @@ def prepare_cache(config: PackConfig, run: PackingRun) -> TokenizedComponents:
     """
     folder = config.cache or storage.join(config.output, _OWN_CACHE)
     rendering = Rendering(
-        fields=config.fields, templates=config.templates, sequence_length=config.sequence_length, seed=config.seed
+        fields=config.fields,
+        templates=config.templates,
+        sequence_length=config.sequence_length,
+        marks=config.marks,
+        seed=config.seed,
     )
     tokenization = Tokenization(
         definition_url=_keep_definition(run.tokenizer.definition, folder=folder),

@@ -29,7 +29,7 @@ from rich.console import Console
 
 from beam_pipelines import journal, near_duplicates
 from beam_pipelines.command_line import beam_options, config_as_json
-from beam_pipelines.engine_identity import check_engine, identify_model
+from beam_pipelines.engine_identity import check_engine
 from beam_pipelines.inference_config import InferenceConfig
 from beam_pipelines.inference_metrics import describe_figures, read_figures
 from beam_pipelines.instruction_filters import InstructionFilterConfig, Refusal, check_languages
@@ -53,6 +53,7 @@ from contracts.manifest import (
 )
 from contracts.records import Reject
 from synth_model.engines import EngineConfig
+from synth_model.engines.model_identity import identify_model
 from synth_model.generation import Sampling
 
 

@@ -24,7 +24,7 @@ from beam_pipelines.command_line import beam_options, config_as_json
 from beam_pipelines.cost_estimate import EstimateConfig
 from beam_pipelines.decontamination import DecontaminationConfig, find_evaluation_files
 from beam_pipelines.document_deduplication import DeduplicationConfig
-from beam_pipelines.engine_identity import check_engine, identify_model
+from beam_pipelines.engine_identity import check_engine
 from beam_pipelines.inference_config import InferenceConfig
 from beam_pipelines.inference_metrics import describe_figures, read_figures
 from beam_pipelines.journal import JournalWriter
@@ -56,6 +56,7 @@ from contracts.score_histograms import ScoreHistogram, describe_histograms
 from contracts.storage import InputFile
 from synth_model.chain_state import ChainState, finished_chain
 from synth_model.engines import EngineConfig, load_tokenizer
+from synth_model.engines.model_identity import identify_model
 from synth_model.gates.config import PairGateConfig
 from synth_model.generation import Sampling
 from synth_model.scoring import text_scores_from_fields

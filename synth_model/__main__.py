@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 
-COMMANDS = {"tasks": ("synth_model.tasks", "read context-based task datasets into an augmented corpus")}
+COMMANDS = {
+    "tasks": ("synth_model.tasks", "read context-based task datasets into an augmented corpus"),
+    "finetune": ("synth_model.finetune", "tune a synthesizer: data, packing, training, evaluation, card"),
+    "evaluate": ("synth_model.evaluate", "judge instruction synthesizers by gold pairs"),
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -114,10 +114,40 @@ def build_chat_prompt(
     return Prompt(messages=tuple(messages), response_prefix=wording.question_label)
 
 
+def build_chat_response_prompt(
+    examples: Sequence[Example],
+    *,
+    document: Document,
+    instruction: str,
+    wording: ChatPromptWording,
+    special_tokens: Sequence[str] = (),
+) -> Prompt:
+    """The conversation that asks for the response to an instruction about a document.
+
+    The user gives the text and behind it the instruction, the model is to respond: what an instruct model is made for,
+    without the wording's labels. Examples, the wording's own first, stand as earlier turns about their first pair.
+    """
+    messages: list[ChatMessage] = []
+    for example in (*wording.examples.for_source(document.source), *examples):
+        shown = example.pairs[0]
+        messages.append(_instruction_turn(example.document, shown.instruction, special_tokens))
+        messages.append(ChatMessage(role="assistant", content=escape(shown.response, tokens=special_tokens)))
+    messages.append(_instruction_turn(document, instruction, special_tokens))
+    return Prompt(messages=tuple(messages))
+
+
+def _instruction_turn(document: Document, instruction: str, special_tokens: Sequence[str]) -> ChatMessage:
+    text = f"{_titled_text(document)}\n\n{instruction}"
+    return ChatMessage(role="user", content=escape(text, tokens=special_tokens))
+
+
+def _titled_text(document: Document) -> str:
+    return f"{document.title}\n\n{document.text}" if document.title else document.text
+
+
 def _request(document: Document, wording: ChatPromptWording, special_tokens: Sequence[str]) -> ChatMessage:
     before, after = wording.request.split(_TEXT_FIELD)
-    text = f"{document.title}\n\n{document.text}" if document.title else document.text
-    return ChatMessage(role="user", content=before + escape(text, tokens=special_tokens) + after)
+    return ChatMessage(role="user", content=before + escape(_titled_text(document), tokens=special_tokens) + after)
 
 
 def _render_pairs(pairs: Sequence[InstructionPair], wording: ChatPromptWording) -> str:
@@ -165,6 +195,12 @@ def parse_chat_completion(
         answered.add(answer)
         pairs.append(InstructionPair(instruction=instruction, response=response))
     return pairs
+
+
+def count_chat_pairs(completion: str, *, wording: ChatPromptWording) -> int:
+    """How many pairs a completion begins, well-formed or not; the prompt's response prefix begins the first."""
+    lines = (wording.question_label + completion).split("\n")
+    return sum(_after_label(line, wording.question_label) is not None for line in lines)
 
 
 def _after_label(line: str, label: str) -> str | None:

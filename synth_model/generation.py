@@ -25,7 +25,7 @@ class Prompt:
     Args:
         text: The whole prompt, special tokens included; empty for a conversation.
         messages: The conversation; empty for a string.
-        response_prefix: How the model's turn begins, behind a conversation; not repeated in the completion.
+        response_prefix: How what the model writes begins; not repeated in the completion.
         draw: Which of several completions of the same words is meant; with a temperature, each draw has its own.
         num_tokens: Its length by the model's tokenizer, where that was counted: what batches are made by. It follows
             from the rest, and is no part of the prompt's identity.

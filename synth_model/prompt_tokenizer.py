@@ -59,7 +59,7 @@ class ModelTokenizer:
             ValueError: The prompt is a conversation and the model has no chat template, or one that refuses it.
         """
         if prompt.text:
-            return prompt.text
+            return prompt.text + prompt.response_prefix
         return self._apply_chat_template(prompt.messages, add_generation_prompt=True) + prompt.response_prefix
 
     def user_turn_start(self) -> str:
@@ -106,7 +106,14 @@ class ModelTokenizer:
         Raises:
             ValueError: A prompt cannot be rendered, or holds a lone surrogate, which no tokenizer can read.
         """
-        return self._encode([self.render(prompt) for prompt in prompts])
+        encoded = self._encode([self.render(prompt) for prompt in prompts])
+        for index, prompt in enumerate(prompts):
+            if prompt.text and prompt.response_prefix:
+                # A model writes behind the prompt's own tokens, which the tokenizer may join with what follows.
+                ids, prefix_ids = self._encode([prompt.text, prompt.response_prefix])
+                if encoded[index][: len(ids)] != ids:
+                    encoded[index] = ids + prefix_ids
+        return encoded
 
     def count(self, prompts: Sequence[Prompt]) -> list[int]:
         """Tokens of each prompt as the engine will feed it, special tokens and chat template included."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from contracts import storage
 from contracts.accounting import (
@@ -30,7 +30,7 @@ from contracts.manifest import AugmentedCorpusManifest, complete_artifact, read_
 from contracts.parquet_files import part_name, write_parquet
 from contracts.records import Chain, Example, Reject
 from contracts.schemas import chains_to_table, rejects_to_table
-from contracts.seeding import stable_hash
+from contracts.seeding import hash_fraction, stable_hash
 from contracts.storage import InputFile
 from synth_model.chain_assignment import form_chains
 from synth_model.command_line import parse_config
@@ -64,6 +64,9 @@ class TasksConfig:
         output: Folder for the corpus; belongs to this run alone.
         chain_length: Examples of one set in a chain; the last chain of a set may be shorter.
         max_texts: Most texts of one set, so that none outweighs the others; those with the most pairs are taken.
+        min_pairs: Fewest pairs of a text; a synthesizer writes as many as those that it was tuned on had.
+        held_out_fraction: Share of each set's texts, drawn by the hash of their ids, that is kept apart for evaluation.
+        take: ``rest``, or with the same settings otherwise the texts ``held_out``.
         licenses: Licences that a text may have, as the table or the record spells them; empty for any.
         seed: Decides which texts share a chain.
         num_files: Files that the chains of one entry of ``datasets`` are spread over.
@@ -73,6 +76,9 @@ class TasksConfig:
     output: str
     chain_length: int = 3
     max_texts: int = 10_000
+    min_pairs: int = 1
+    held_out_fraction: float = 0.0
+    take: Literal["rest", "held_out"] = "rest"
     licenses: list[str] = field(default_factory=list)
     seed: int = 0
     num_files: int = 1
@@ -91,7 +97,12 @@ class TasksConfig:
                 raise ValueError(f"datasets names {name!r}, which is not in the table; it has {', '.join(table)}.")
             if count > 1:
                 raise ValueError(f"datasets names {name!r} {count} times; put its files into one list.")
-        for name in ("chain_length", "max_texts", "num_files"):
+        if not 0 <= self.held_out_fraction < 1 or (self.take == "held_out" and not self.held_out_fraction):
+            raise ValueError(
+                f"held_out_fraction is {self.held_out_fraction} and take is {self.take!r}; the fraction must be from 0 "
+                "to below 1, and above 0 to take the texts held out."
+            )
+        for name in ("chain_length", "max_texts", "min_pairs", "num_files"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
 
@@ -176,23 +187,33 @@ def _reject(text: TaskText, *, reason: str, detail: str) -> Reject:
     )
 
 
-def choose_texts(
-    texts: Iterable[TaskText], *, max_texts: int, seed: int
-) -> tuple[dict[str, list[TaskText]], list[Reject]]:
-    """The texts with pairs by set, at most so many of each: those with the most pairs, ties by hash; and the rest."""
+def choose_texts(texts: Iterable[TaskText], *, config: TasksConfig) -> tuple[dict[str, list[TaskText]], list[Reject]]:
+    """The texts to take by set, at most so many of each: those with the most pairs, ties by hash; and the rest."""
     by_set: dict[str, list[TaskText]] = defaultdict(list)
     rejects = []
     for text in texts:
-        if text.pairs:
-            by_set[text.document.source].append(text)
-        else:
+        is_held_out = is_held_out_text(text.document.doc_id, fraction=config.held_out_fraction, seed=config.seed)
+        if not text.pairs:
             rejects.append(_reject(text, reason="no_pair", detail="none of its questions can be used"))
+        elif len(text.pairs) < config.min_pairs:
+            detail = f"it has {len(text.pairs)} pairs, min_pairs is {config.min_pairs}"
+            rejects.append(_reject(text, reason="too_few_pairs", detail=detail))
+        elif is_held_out != (config.take == "held_out"):
+            reason = "held_out" if is_held_out else "not_held_out"
+            rejects.append(_reject(text, reason=reason, detail=f"held_out_fraction is {config.held_out_fraction}"))
+        else:
+            by_set[text.document.source].append(text)
     for name, members in by_set.items():
-        members.sort(key=lambda text: (-len(text.pairs), stable_hash(seed, "task text", text.document.doc_id)))
-        detail = f"the set has {len(members)} texts, max_texts is {max_texts}"
-        rejects += [_reject(text, reason="over_max_texts", detail=detail) for text in members[max_texts:]]
-        by_set[name] = members[:max_texts]
+        members.sort(key=lambda text: (-len(text.pairs), stable_hash(config.seed, "task text", text.document.doc_id)))
+        detail = f"the set has {len(members)} texts, max_texts is {config.max_texts}"
+        rejects += [_reject(text, reason="over_max_texts", detail=detail) for text in members[config.max_texts :]]
+        by_set[name] = members[: config.max_texts]
     return dict(by_set), rejects
+
+
+def is_held_out_text(doc_id: str, *, fraction: float, seed: int) -> bool:
+    """Whether a text is among those held out."""
+    return hash_fraction(seed, "held out task text", doc_id) < fraction
 
 
 def make_chains(texts: Sequence[TaskText], *, chain_length: int, seed: int, synthesizer_id: str) -> list[Chain]:
@@ -232,7 +253,7 @@ def read_tasks(config: TasksConfig) -> AugmentedCorpusManifest:
     for index, (name, found) in enumerate(files.items()):
         gathered = gather_texts([f.url for f in found], dataset=load_table()[name], licenses=config.licenses)
         num_records += gathered.num_records
-        by_set, left_out = choose_texts(gathered.texts.values(), max_texts=config.max_texts, seed=config.seed)
+        by_set, left_out = choose_texts(gathered.texts.values(), config=config)
         summary[name] = _summary(by_set)
         made = [
             chain

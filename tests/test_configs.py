@@ -11,8 +11,10 @@ from beam_pipelines.self_instruct import SelfInstructConfig
 from beam_pipelines.synthesize import SynthesizeConfig
 from synth_model.__main__ import main as run_synth_model
 from synth_model.command_line import parse_config as parse_synth_model_config
+from synth_model.evaluation.config import EvaluateConfig as EvaluateSynthesizerConfig
 from synth_model.synthesizer import make_synthesizer
 from synth_model.tasks import TasksConfig
+from synth_model.tuning.config import FinetuneConfig
 from tests.conftest import REPOSITORY
 from trainer import pretrain
 from trainer.__main__ import main as run_trainer
@@ -23,6 +25,14 @@ from trainer.train_tokenizer import TokenizerConfig
 # Accelerate reads configs/accelerate, the configs beside it configs/evaluate/tasks; both have tests of their own.
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").glob("*/*.yaml") if path.parent.name != "accelerate")
 IDS = [str(path.relative_to(REPOSITORY / "configs")) for path in CONFIGS]
+
+
+# The commands of synth_model by the folder of their configs.
+SYNTH_MODEL = {
+    "tasks": ("tasks", TasksConfig),
+    "finetune": ("finetune", FinetuneConfig),
+    "evaluate_synthesizer": ("evaluate", EvaluateSynthesizerConfig),
+}
 
 
 def command_of(path):
@@ -37,8 +47,9 @@ def load(path, *overrides):
         return parse_config(TokenizerConfig, arguments=arguments, program="tokenizer")
     if path.parent.name == "evaluate":
         return parse_config(EvaluateConfig, arguments=arguments, program="evaluate")
-    if path.parent.name == "tasks":
-        return parse_synth_model_config(TasksConfig, arguments=arguments, command="tasks")
+    if path.parent.name in SYNTH_MODEL:
+        command, config_class = SYNTH_MODEL[path.parent.name]
+        return parse_synth_model_config(config_class, arguments=arguments, command=command)
     config_class = {
         "synthesize": SynthesizeConfig,
         "mine": MineConfig,
@@ -53,8 +64,8 @@ def run(path, *overrides):
     arguments = ["--config", str(path), *overrides]
     if path.parent.name in ("evaluate", "tokenizer"):
         return run_trainer([path.parent.name, *arguments])
-    if path.parent.name == "tasks":
-        return run_synth_model(["tasks", *arguments])
+    if path.parent.name in SYNTH_MODEL:
+        return run_synth_model([SYNTH_MODEL[path.parent.name][0], *arguments])
     return pretrain.main(arguments) if path.parent.name == "pretrain" else run_command([command_of(path), *arguments])
 
 
@@ -132,4 +143,4 @@ def test_an_override_wins_over_the_file():
 
 
 def test_every_command_has_a_config():
-    assert {path.parent.name for path in CONFIGS} == {*NESTED, "evaluate", "tasks", "tokenizer"}
+    assert {path.parent.name for path in CONFIGS} == {*NESTED, *SYNTH_MODEL, "evaluate", "tokenizer"}

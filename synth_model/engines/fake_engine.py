@@ -16,7 +16,7 @@ from contracts.seeding import hash_fraction, rng
 from synth_model.generation import Completion, Failure, Outcome, Prompt, Sampling, prompt_seed
 from synth_model.markup import escape
 from synth_model.scoring import Score, ScoringOutcome, ScoringRequest
-from synth_model.wire_format import CONTEXT, END_CONTEXT, MARKUP
+from synth_model.wire_format import ANSWER, CONTEXT, END_CONTEXT, MARKUP
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _USER_TURN = "<|fake_user|>\n"
@@ -68,7 +68,7 @@ class FakeTokenizer:
 
 def _content(prompt: Prompt) -> str:
     if prompt.text:
-        return prompt.text
+        return prompt.text + prompt.response_prefix
     return "\n".join([message.content for message in prompt.messages] + [prompt.response_prefix])
 
 
@@ -154,7 +154,9 @@ class FakeEngine:
             pairs.append((f"What does part {number} say about {asked}?", f"It says: {answered}."))
         if prompt.text:
             pairs = [(escape(asked, tokens=MARKUP), escape(answered, tokens=MARKUP)) for asked, answered in pairs]
-            return "\n\n".join(f"<QUE> {asked} <ANS> {answered} </END>" for asked, answered in pairs)
+            text = "\n\n".join(f"<QUE> {asked} <ANS> {answered} </END>" for asked, answered in pairs)
+            # Behind an instruction only its response is left to write, and the next pairs.
+            return text.partition(ANSWER)[2] if prompt.response_prefix else text
         labels = self._options.question_label, self._options.answer_label
         text = "\n\n".join(f"{labels[0]} {asked}\n{labels[1]} {answered}" for asked, answered in pairs)
         return text.removeprefix(prompt.response_prefix)

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from beam_pipelines.span_tokenization import SpanTokenizer
 from contracts.records import Document, Example, InstructionPair
 from synth_model.tuning_sequences import render_sequence
+from synth_model.wire_format import SequenceMarks, build_prompt
 from tests.conftest import REPOSITORY
 from trainer.train_tokenizer import as_tokenizer, train_pieces
 
@@ -82,4 +83,23 @@ def test_an_eos_of_another_name_is_added_and_a_target(tokenizer_folder):
     )
     ((_, apart),) = span_tokenizer(tokenizer, add_eos=True).encode([text], spans=[[]])
     assert apart.tolist() == [[len(bare), len(bare) + 1]]
-    assert span_tokenizer(tokenizer, add_eos=True).count([text, ""]) == [len(ids), 0]
+    assert span_tokenizer(tokenizer, add_eos=True).count([text, ""], spans=[spans, []]) == [len(ids), 0]
+
+
+MODEL = REPOSITORY / ".cache" / "models" / "smollm2-135m-instruct"
+
+
+@pytest.mark.real_model
+def test_a_model_is_tuned_on_the_tokens_that_it_meets_at_the_seam():
+    """SmolLM2 joins the blank line at the end of a prompt into one token, which in front of <QUE> would be two."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    marks = SequenceMarks(bos=tokenizer.bos_token, eos=tokenizer.eos_token)
+    examples = [example("t", "q", "r"), example("u", "v", "w")]
+    text, spans = render_sequence(examples, special_tokens=(), marks=marks)
+    ((ids, targets),) = span_tokenizer(tokenizer, add_eos=True).encode([text], spans=[spans])
+    first = tokenizer(build_prompt([], text="t", marks=marks), add_special_tokens=False)["input_ids"]
+    assert ids[: len(first)].tolist() == first
+    assert tokenizer(text, add_special_tokens=False)["input_ids"][: len(first)] != first, "the seam would not matter"
+    assert tokenizer.decode(ids) == text
+    assert ids[-1] == tokenizer.eos_token_id
+    assert [tokenizer.decode(ids[start:end]) for start, end in targets] == [text[start:end] for start, end in spans]

@@ -16,7 +16,7 @@ from synth_model import tasks
 from synth_model.__main__ import main as run_main
 from synth_model.task_datasets.conversion import TaskText
 from synth_model.task_datasets.table import load_table
-from synth_model.tasks import TasksConfig, TaskSource, choose_texts, make_chains, read_tasks
+from synth_model.tasks import TasksConfig, TaskSource, choose_texts, is_held_out_text, make_chains, read_tasks
 from tests.conftest import REPOSITORY
 
 
@@ -196,9 +196,14 @@ TEXTS = st.lists(st.integers(0, 4), max_size=12).map(
 )
 
 
+def tasks_config(**settings):
+    return TasksConfig(datasets=[TaskSource(name="squad")], output="unused", **settings)
+
+
 @given(TEXTS, st.integers(1, 4), st.integers(0, 2))
 def test_of_each_set_the_texts_with_the_most_pairs_are_chosen(texts, max_texts, seed):
-    chosen, rejects = choose_texts(texts, max_texts=max_texts, seed=seed)
+    config = tasks_config(max_texts=max_texts, seed=seed)
+    chosen, rejects = choose_texts(texts, config=config)
     assert sorted(text.document.doc_id for members in chosen.values() for text in members) == sorted(
         {text.document.doc_id for text in texts} - {reject.doc_id for reject in rejects}
     )
@@ -209,7 +214,33 @@ def test_of_each_set_the_texts_with_the_most_pairs_are_chosen(texts, max_texts, 
     assert {reject.doc_id for reject in rejects if reject.reason == "no_pair"} == {
         text.document.doc_id for text in texts if not text.pairs
     }
-    assert choose_texts(reversed(texts), max_texts=max_texts, seed=seed)[0] == dict(chosen)
+    assert choose_texts(reversed(texts), config=config)[0] == dict(chosen)
+
+
+@given(TEXTS, st.integers(1, 4), st.floats(0.1, 0.9))
+def test_texts_are_held_out_or_taken_and_those_with_too_few_pairs_are_neither(texts, min_pairs, fraction):
+    taken, held_out = (
+        {
+            text.document.doc_id
+            for members in choose_texts(
+                texts, config=tasks_config(min_pairs=min_pairs, held_out_fraction=fraction, take=take)
+            )[0].values()
+            for text in members
+        }
+        for take in ("rest", "held_out")
+    )
+    assert not taken & held_out
+    assert taken | held_out == {text.document.doc_id for text in texts if len(text.pairs) >= min_pairs}
+
+
+def test_about_the_asked_fraction_is_held_out():
+    share = sum(is_held_out_text(f"d{n}", fraction=0.2, seed=0) for n in range(2000)) / 2000
+    assert 0.17 < share < 0.23
+
+
+def test_texts_cannot_be_taken_that_are_not_held_out():
+    with pytest.raises(ValueError, match="above 0 to take the texts held out"):
+        tasks_config(take="held_out").check()
 
 
 @given(st.integers(0, 9), st.integers(1, 4))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from contracts.records import Chain, Document, Example, InstructionPair, Reject
 from synth_model.tuning_sequences import chain_id_of_sequence, render_sequence, tuning_sequences
-from synth_model.wire_format import EOS, build_prompt, parse_completion
+from synth_model.wire_format import EOS, SequenceMarks, build_prompt, parse_completion
 
 HOSTILE = st.text(max_size=12) | st.lists(
     st.sampled_from(["<QUE>", "</END>", "<ANS>", "<s>", "</s>", "<CON>", "<|im_end|>", " ", "a", "\n\n"]), max_size=6
@@ -28,7 +28,7 @@ def chain(*examples):
     return Chain(chain_id="squad/7", source="squad", examples=examples, synthesizer_id="given")
 
 
-def count_characters(texts):
+def count_characters(texts, spans):
     return [len(text) for text in texts]
 
 
@@ -86,7 +86,7 @@ def test_what_cannot_be_learnt_is_rejected_with_its_reason():
 def test_every_example_stands_once_and_no_text_is_longer_than_allowed(extra, max_tokens, pair_counts):
     """Also where two examples together have more tokens than each alone."""
 
-    def count(texts):
+    def count(texts, spans=()):
         return [len(text) + extra * (text.count(EOS) - 1) for text in texts]
 
     whole = chain(*(example(number, num_pairs=num_pairs) for number, num_pairs in enumerate(pair_counts)))
@@ -124,3 +124,24 @@ def test_markup_in_the_data_is_escaped_as_in_synthesis(texts, side):
 def test_an_example_without_pairs_is_no_sequence():
     with pytest.raises(AssertionError):
         render_sequence([example(1, num_pairs=0)], special_tokens=())
+
+
+def test_other_marks_open_and_close_the_examples():
+    marks = SequenceMarks(bos="<|im_start|>", eos="<|im_end|>")
+    text, spans = render_sequence([example(1), example(2)], special_tokens=(marks.bos, marks.eos), marks=marks)
+    assert text == (
+        "<|im_start|> <CON> Text 1. </CON>\n\n<QUE> Q1.0? <ANS> A1.0. </END><|im_end|>"
+        "<|im_start|> <CON> Text 2. </CON>\n\n<QUE> Q2.0? <ANS> A2.0. </END><|im_end|>"
+    )
+    assert [text[start:end] for start, end in spans] == [
+        "<QUE> Q1.0? <ANS> A1.0. </END><|im_end|>",
+        "<QUE> Q2.0? <ANS> A2.0. </END><|im_end|>",
+    ]
+    prompt = build_prompt([example(1)], text="Text 2.", special_tokens=(marks.bos, marks.eos), marks=marks)
+    assert text.startswith(prompt)
+
+
+@pytest.mark.parametrize("name", ["bos", "eos"])
+def test_an_empty_mark_is_refused(name):
+    with pytest.raises(ValueError, match="neither may be empty"):
+        SequenceMarks(**{name: ""})

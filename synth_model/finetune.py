@@ -1,0 +1,131 @@
+"""``python -m synth_model finetune``: from task datasets to a tuned, judged and described instruction synthesizer.
+
+The command runs the project's other commands one behind the other, each with a config of its own, and adds what only it
+can know: where each finds what the one before it made. In the output folder they leave
+
+- ``tasks/``, ``held_out/`` and ``unseen/``: the texts and pairs to tune on, the texts held out of these datasets, and
+  those of datasets that are left out of tuning altogether (``python -m synth_model tasks``);
+- ``shards/``: the first of them in the wire format, tokenized and packed (``python -m beam_pipelines pack``);
+- ``training/``: the run of the trainer, with its checkpoints (``python -m trainer.pretrain``);
+- ``synthesizer/``: the tuned weights with their tokenizer, a card, and in ``synthesizer.yaml`` what a config of
+  ``synthesize`` needs to use them (`synth_model.tuning.synthesizer_folder`);
+- ``evaluation/``: figures, table and page (``python -m synth_model evaluate``);
+- ``configs/``: the config of each of these commands, which may as well be run by hand.
+
+Every step owns its folder: a command that was interrupted goes on with the step, and within it, where it stopped, and a
+step that is complete is not done again. All configs are checked before the first step begins.
+
+Source: Cheng et al. 2024 (arXiv 2406.14491), section 2.1 and appendix A.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+
+import yaml
+
+from contracts import storage
+from synth_model.command_line import parse_config
+from synth_model.tuning.config import FinetuneConfig, step_configs
+from synth_model.tuning.synthesizer_folder import complete_weights, write_card
+
+CONFIGS_FOLDER = "configs"
+_PACK = [sys.executable, "-m", "beam_pipelines", "pack"]
+
+
+class _StepFailedError(Exception):
+    """A step ended with another exit code than 0; ``args`` is (step, exit code)."""
+
+
+def finetune(config: FinetuneConfig) -> int:
+    """Runs all steps, or those that are left; returns the exit code, that of the step which failed.
+
+    Raises:
+        ValueError: The settings do not allow it.
+    """
+    config.check()
+    steps = step_configs(config)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {}
+        for name, step in steps.items():
+            files[name] = os.path.join(folder, f"{name}.yaml")
+            content = yaml.safe_dump(step, sort_keys=False, allow_unicode=True)
+            with open(files[name], "w", encoding="utf-8") as file:
+                file.write(content)
+        try:
+            _check(files)
+            for name, file_name in files.items():
+                with open(file_name, "rb") as written:
+                    storage.write_bytes_atomically(
+                        storage.join(config.output, CONFIGS_FOLDER, f"{name}.yaml"), written.read()
+                    )
+            for name in ("tasks", "held_out", "unseen"):
+                if name in files:
+                    _run(name, [sys.executable, "-m", "synth_model", "tasks", "--config", files[name]])
+            _run("pack", [*_PACK, "--config", files["pack"], "--", *config.beam_arguments])
+            _run("pretrain", [*config.launcher, "-m", "trainer.pretrain", "--config", files["pretrain"]])
+            training, exported = steps["pretrain"]["output"], config.synthesizer_folder
+            export = ["-m", "trainer", "export", training, "--output", exported, "--dtype", config.dtype]
+            _run("export", [sys.executable, *export])
+            complete_weights(config, steps=steps)
+            if "evaluate" in files:
+                _run("evaluate", [sys.executable, "-m", "synth_model", "evaluate", "--config", files["evaluate"]])
+        except _StepFailedError as error:
+            name, exit_code = error.args
+            print(
+                f"The step {name} ended with status {exit_code}. Run the same command again to go on with it.",
+                file=sys.stderr,
+            )
+            return int(exit_code)
+    write_card(config, steps=steps)
+    print(f"The synthesizer, its card and the settings to use it with: {config.synthesizer_folder}")
+    return 0
+
+
+def _check(files: Mapping[str, str]) -> None:
+    """Lets every command read its config, so that a mistake in the last is found before the first has run."""
+    # Imported here, because --help needs none of them.
+    from synth_model.evaluation.config import EvaluateConfig
+    from synth_model.tasks import TasksConfig
+    from trainer.config import PretrainConfig
+    from trainer.config import parse_config as parse_trainer_config
+
+    for name, file in files.items():
+        arguments = ["--config", file]
+        if name in ("tasks", "held_out", "unseen"):
+            parse_config(TasksConfig, arguments=arguments, command=f"finetune, {name}").check()
+        elif name == "evaluate":
+            parse_config(EvaluateConfig, arguments=arguments, command=f"finetune, {name}").check()
+        elif name == "pretrain":
+            parse_trainer_config(PretrainConfig, arguments=arguments, program=f"finetune, {name}")
+    # This package may not import the pipelines, so their command is asked; it prints the config and ends.
+    checked = subprocess.run([*_PACK, "--config", files["pack"], "--print_config"], capture_output=True, text=True)
+    if checked.returncode:
+        raise ValueError(f"pack refuses its settings: {checked.stderr.strip().splitlines()[-1]}")
+
+
+def _announce(step: str) -> None:
+    print(f"== {step}", flush=True)
+
+
+def _run(step: str, command: Sequence[str]) -> None:
+    _announce(step)
+    try:
+        exit_code = subprocess.run(command).returncode
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"The step {step} cannot start: there is no command {command[0]!r}. Check launcher."
+        ) from error
+    if exit_code:
+        # A process that a signal ended has its negative number; shells add 128 to it.
+        raise _StepFailedError(step, exit_code if exit_code > 0 else 128 - exit_code)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command with its arguments; returns the exit status."""
+    config = parse_config(FinetuneConfig, arguments=arguments, command="finetune")
+    return finetune(config)

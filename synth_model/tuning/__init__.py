@@ -1,0 +1,1 @@
+"""Tuning an instruction synthesizer: what `synth_model.finetune` is made of."""

@@ -1,0 +1,227 @@
+"""The round trip: a model is tuned, evaluated and described by one command, and synthesis goes on with what it made."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from synth_model.finetune import main
+from synth_model.tuning.config import FinetuneConfig, sequence_marks, step_configs
+from synth_model.wire_format import RELEASED_MARKS, SequenceMarks
+from tests.beam_pipelines.pipeline_runs import read_chains
+from tests.conftest import REPOSITORY
+from tests.shard_fixtures import write_tokenizer as write_word_tokenizer
+from tests.synth_model.tiny_model import write_tokenizer
+
+INSTRUCTION, RESPONSE = "What is it?", "It is red."
+
+
+def write_records(path, *, dataset, count):
+    lines = [
+        {
+            "id": f"{dataset}-{number}",
+            "dataset": dataset,
+            "domain": "toys",
+            "task_type": "colour",
+            "license": "MIT",
+            "context": f"Toy {number} of {dataset}.",
+            "pairs": [{"instruction": INSTRUCTION, "response": RESPONSE}],
+        }
+        for number in range(count)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory):
+    """A model small enough to learn one pair by heart in seconds; it reads bytes and its tokenizer adds BOS."""
+    folder = str(tmp_path_factory.mktemp("base"))
+    tokenizer = write_tokenizer(folder)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=512, bos_token_id=0, eos_token_id=1, pad_token_id=1, **shape
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def settings(folder, *, model, **changes):
+    return {
+        "output": str(folder / "out"),
+        "model": model,
+        "tasks": {
+            "datasets": [{"name": "normalized", "input": [str(folder / "toys.jsonl")]}],
+            "chain_length": 4,
+            "held_out_fraction": 0.1,
+        },
+        "unseen": {"datasets": [{"name": "normalized", "input": [str(folder / "others.jsonl")]}]},
+        "pack": {"sequence_length": 128},
+        "pretrain": {
+            "max_steps": 60,
+            "device": "cpu",
+            "optimizer": {"learning_rate": 1e-2},
+            "batch": {"rows_per_step": 8, "micro_batch_rows": 8},
+            "checkpoint": {"every_steps": None},
+        },
+        "engine": {"context_length": 512, "device": "cpu", "batching": "padded"},
+        "compare_with": ["untuned"],
+        "evaluate": {"max_texts": 4, "shots": [1], "sampling": {"max_new_tokens": 64}, "num_resamples": 100},
+        **changes,
+    }
+
+
+@pytest.fixture(scope="module")
+def config_file(base_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finetune")
+    write_records(folder / "toys.jsonl", dataset="toys", count=40)
+    write_records(folder / "others.jsonl", dataset="others", count=6)
+    (folder / "finetune.yaml").write_text(yaml.safe_dump(settings(folder, model=base_model)))
+    return folder / "finetune.yaml"
+
+
+@pytest.fixture(scope="module")
+def output(config_file):
+    assert main(["--config", str(config_file)]) == 0
+    return config_file.parent / "out"
+
+
+def figure(output, *, system, split, measure):
+    results = json.loads((output / "evaluation" / "results.json").read_text())
+    (found,) = [
+        figure["mean"]
+        for figure in results["figures"]
+        if (figure["system"], figure["versus"], figure["split"], figure["measure"], figure["dataset"])
+        == (system, "", split, measure, "")
+    ]
+    return found
+
+
+def test_the_tuned_model_writes_the_pairs_and_the_untuned_one_does_not(output):
+    for split in ("seen", "unseen"):
+        assert figure(output, system="tuned", split=split, measure="valid_pair_rate") == 1
+        assert figure(output, system="tuned", split=split, measure="response_f1") > 0.9
+        assert figure(output, system="untuned", split=split, measure="valid_pair_rate") == 0
+
+
+def test_what_was_tuned_on_is_not_evaluated_on(output):
+    tuned_on = {e.document.text for chain in read_chains(output / "tasks") for e in chain.examples}
+    judged = [json.loads(line) for line in (output / "evaluation" / "texts.jsonl").read_text().splitlines()]
+    assert len(tuned_on) > 30
+    assert len(judged) > 4
+    assert not tuned_on & {text["document"]["text"] for text in judged}
+
+
+def test_synthesis_goes_on_with_the_settings_that_were_written_down(output, tmp_path):
+    (tmp_path / "corpus.jsonl").write_text(
+        "".join(json.dumps({"id": str(n), "text": f"Toy {n} of others."}) + "\n" for n in range(70, 74))
+    )
+    written = yaml.safe_load((output / "synthesizer" / "synthesizer.yaml").read_text())
+    written["engine"] |= {"context_length": 512, "device": "cpu"}
+    config = {"input": [str(tmp_path / "corpus.jsonl")], "output": str(tmp_path / "augmented"), "chain_length": 2}
+    config |= {"sampling": {"max_new_tokens": 64}, **written}
+    (tmp_path / "synthesize.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "beam_pipelines", "synthesize", "--config", str(tmp_path / "synthesize.yaml")]
+    subprocess.run([*command, "--", "--runner=DirectRunner"], check=True, cwd=REPOSITORY, capture_output=True)
+    examples = [example for chain in read_chains(tmp_path / "augmented") for example in chain.examples]
+    assert len(examples) == 4
+    assert {(pair.instruction, pair.response) for e in examples for pair in e.pairs} == {(INSTRUCTION, RESPONSE)}
+    # It ended by the closing mark rather than by the limit, also behind an example.
+    assert {example.finish_reason for example in examples} == {"stop"}
+
+
+def test_the_card_says_data_recipe_and_figures(output, base_model):
+    card = ModelCard.load(output / "synthesizer" / "README.md")
+    assert "instruction-synthesizer" in card.data["tags"]
+    assert "| toys | MIT | colour |" in card.text
+    assert "| tuned | 1 | unseen |" in card.text
+    assert "| tuned - untuned | 1 | unseen |" in card.text
+    recipe = card.text.split("## Recipe")[1].split("```yaml")[1].split("```")[0]
+    assert yaml.safe_load(recipe)["pretrain"]["max_steps"] == 60
+    assert (output / "synthesizer" / "TRAINING.md").exists()
+
+
+def test_a_second_start_does_nothing_again(output, config_file):
+    def changes():
+        return {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.name in ("COMPLETED", "run.json")}
+
+    before = changes()
+    assert main(["--config", str(config_file)]) == 0
+    assert changes() == before
+    assert len(before) > 10
+
+
+def test_a_mistake_in_the_last_step_is_found_before_the_first(config_file, tmp_path):
+    values = yaml.safe_load(config_file.read_text())
+    values |= {"output": str(tmp_path / "out"), "evaluate": {"max_texts": 0}}
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match="max_texts is 0"):
+        main(["--config", str(tmp_path / "bad.yaml")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_pack_is_asked_about_its_options_beforehand(config_file, tmp_path):
+    values = yaml.safe_load(config_file.read_text())
+    values |= {"output": str(tmp_path / "out"), "pack": {"sequence_length": 128, "colour": "red"}}
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match=r"pack refuses its settings: .*colour"):
+        main(["--config", str(tmp_path / "bad.yaml")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_step_that_fails_gives_its_exit_code(config_file, tmp_path, capfd):
+    values = yaml.safe_load(config_file.read_text())
+    values |= {"output": str(tmp_path / "out"), "launcher": ["sh", "-c", "kill -TERM $$"]}
+    (tmp_path / "killed.yaml").write_text(yaml.safe_dump(values))
+    assert main(["--config", str(tmp_path / "killed.yaml")]) == 128 + 15
+    assert "The step pretrain ended with status 143" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": {"datasets": [], "output": "x"}}, "tasks.output follows from the rest"),
+        ({"pack": {}}, "pack.sequence_length is missing"),
+        ({"pretrain": {"model": {"name_or_path": "x"}}}, "may not choose the model"),
+        ({"engine": {"adapter": "x"}}, "engine.adapter follow"),
+        ({"launcher": []}, "launcher is empty"),
+        ({"tasks": {"datasets": []}, "unseen": None}, "nothing to evaluate on"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        FinetuneConfig(**settings(tmp_path, model="m", **changes)).check()
+
+
+def test_marks_are_the_released_ones_where_the_tokenizer_has_them_else_its_own(base_model, tmp_path):
+    assert sequence_marks(base_model) == RELEASED_MARKS
+    write_word_tokenizer(str(tmp_path))
+    marks = sequence_marks(str(tmp_path))
+    assert marks != RELEASED_MARKS
+    steps = step_configs(FinetuneConfig(**settings(tmp_path, model=str(tmp_path))))
+    assert SequenceMarks(**steps["pack"]["marks"]) == marks
+    assert {SequenceMarks(**s["synthesizer"]["marks"]) for s in steps["evaluate"]["systems"]} == {marks}
+
+
+def test_an_adapter_is_exported_under_the_name_of_its_base_model(config_file, tmp_path):
+    values = yaml.safe_load(config_file.read_text())
+    values |= {"output": str(tmp_path / "out"), "evaluate": None, "dtype": "bfloat16", "base_model_name": "a/b"}
+    values["pretrain"] |= {"max_steps": 2, "model": {"lora": {"rank": 2}}}
+    (tmp_path / "adapter.yaml").write_text(yaml.safe_dump(values))
+    assert main(["--config", str(tmp_path / "adapter.yaml")]) == 0
+    folder = tmp_path / "out" / "synthesizer"
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "a/b"
+    weights = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert yaml.safe_load((folder / "synthesizer.yaml").read_text())["engine"] == {
+        "model": "a/b",
+        "adapter": str(folder),
+    }
+    assert "It was not evaluated." in (folder / "README.md").read_text()
