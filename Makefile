@@ -14,14 +14,14 @@ RUNNER ?= DirectRunner
 RUN := runs/quickstart
 MODEL := .cache/models/smollm2-135m-instruct
 CORPUS := $(RUN)/corpus/python-reference.jsonl
-LAUNCH ?= $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+LAUNCH ?= $(BIN)/python -m trainer launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM ?= true
 # The workers that Beam starts on this machine look for `python` on the path.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help pretrain corpus model synthesize pack train summary test check format golden constraints clean
+.PHONY: help pretrain corpus model synthesize pack train summary evaluate test check format golden constraints clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -52,7 +52,7 @@ pack: $(VENV)/.run ## texts to packed shards (CONFIG=..., RUNNER=..., ARGS="--ke
 	$(BIN)/python -m beam_pipelines pack --config $(CONFIG) $(ARGS) -- --runner=$(RUNNER) $(BEAM_ARGS)
 
 train: CONFIG ?= configs/pretrain/$(RECIPE).yaml
-train: $(VENV)/.run ## shards to a model (CONFIG=..., ARGS="--key value", LAUNCH="accelerate launch ...")
+train: $(VENV)/.run ## shards to a model (CONFIG=..., ARGS="--key value", LAUNCH="python -m trainer launch ...")
 	@echo "== train: $(CONFIG)"
 	# Accelerate would set one thread a process.
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(getconf _NPROCESSORS_ONLN)} \
@@ -62,14 +62,20 @@ summary: CONFIG ?= configs/pretrain/$(RECIPE).yaml
 summary: $(VENV)/.run ## what a run read, made and learnt (CONFIG=...)
 	@$(BIN)/python -m trainer summarize --config $(CONFIG) $(ARGS)
 
+evaluate: CONFIG ?= configs/evaluate/$(RECIPE).yaml
+evaluate: $(VENV)/.dev ## a model on tasks, by lm-eval (CONFIG=..., ARGS="--model runs/quickstart/model")
+	@echo "== evaluate: $(CONFIG)"
+	$(BIN)/python -m trainer evaluate --config $(CONFIG) $(ARGS)
+
 test: $(VENV)/.dev ## all tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@# Two processes even on more cores: the tests start processes and threads of their own.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev ## lint, format and types, then all tests
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(ARGS)
+	$(MAKE) --no-print-directory test
 
 format: $(VENV)/.dev ## format the code
 	@$(BIN)/ruff format .

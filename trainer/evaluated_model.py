@@ -24,6 +24,8 @@ _MODEL_FOLDER = "model"
 _TOKENIZER_FOLDER = "tokenizer"
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# Of a checkpoint that every process wrote a part of; `sharded_tensors` has it from PyTorch.
+_SHARD_PREFIX = "shard-"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
@@ -94,11 +96,15 @@ def find_evaluated_model(
 def _folder_of(name: str) -> str:
     """The model folder inside of a run's output or a checkpoint; any other name as it is."""
     inside = storage.join(name, _MODEL_FOLDER)
-    # The file is not looked for in the folder itself: a run has its own config there under the same name.
     if not any(storage.exists(storage.join(inside, file)) for file in ("config.json", _ADAPTER_CONFIG)):
         return name
     # Says of a run that goes on, and of a checkpoint that was cut short, that it is not complete.
     completed_fingerprint(name)
+    if any(os.path.basename(url).startswith(_SHARD_PREFIX) for url in storage.list_files(inside)):
+        raise ValueError(
+            f"The checkpoint {name} is spread over files by process. Make a model folder of it first: "
+            f"python -m trainer export {name} --output DIR, and evaluate DIR."
+        )
     return inside
 
 

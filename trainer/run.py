@@ -6,7 +6,7 @@ that there is nothing left to do.
 
 ``output/`` then holds:
 
-- ``run.json``: whose folder it is; ``config.json``: the config of its last start;
+- ``run.json``: whose folder it is; ``resolved_config.json``: the config of its last start;
 - ``checkpoints/``: see ``checkpoints``; ``rows/``: see ``row_cache``, removed in the end;
 - ``metrics.jsonl``, ``validation.jsonl``: the logged steps, and the validation losses;
 - ``model/``: the trained model with its tokenizer and model card, as transformers loads it;

@@ -31,7 +31,8 @@ from trainer.command_line import run_command
 from trainer.metrics_log import read_log
 from trainer.run_curves import RunRecords, make_charts
 
-CONFIG_FILE = "config.json"
+# Not config.json, which is what makes a folder a Hugging Face model.
+CONFIG_FILE = "resolved_config.json"
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_FILE = "validation.jsonl"
 TRAINING_FILE = "training.json"

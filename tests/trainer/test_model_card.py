@@ -190,7 +190,7 @@ def test_refuses_a_folder_of_no_run(tmp_path):
 
 
 def test_steps_that_changed_nothing_or_came_later_are_not_told(tmp_path):
-    for name in ("provenance.json", "config.json"):
+    for name in ("provenance.json", "resolved_config.json"):
         (tmp_path / name).write_text("{}")
     steps = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 9.0, "skipped": "spike"}, {"step": 3, "loss": 1.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
