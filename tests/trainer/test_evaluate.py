@@ -336,7 +336,7 @@ def test_a_run_and_its_checkpoints_are_found(model_folder, tmp_path):
     with pytest.raises(ValueError, match="is no adapter"):
         find(model_folder, base_model="other")
     (checkpoint / "model" / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match="python -m trainer export .*step-00000004 --output DIR"):
+    with pytest.raises(ValueError, match=r"python -m trainer export .*step-00000004 --output DIR"):
         find(checkpoint)
 
 

@@ -26,7 +26,9 @@ def write_run(folder, *, seed=0, num_steps=300, config=None, component="raw"):
     (folder / "run.json").write_text(
         json.dumps({"command": "pretrain", "config": {}, "inputs": {"shards": "f" * 64, "model": HOSTILE}})
     )
-    (folder / "resolved_config.json").write_text(json.dumps(config or {"seed": seed, "model": {"name_or_path": HOSTILE}}))
+    (folder / "resolved_config.json").write_text(
+        json.dumps(config or {"seed": seed, "model": {"name_or_path": HOSTILE}})
+    )
     metrics, validations = [], []
     for step in range(1, num_steps + 1):
         loss = 2 + seed + 8 / step
