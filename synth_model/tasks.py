@@ -254,7 +254,11 @@ def read_tasks(config: TasksConfig) -> AugmentedCorpusManifest:
         gathered = gather_texts([f.url for f in found], dataset=load_table()[name], licenses=config.licenses)
         num_records += gathered.num_records
         by_set, left_out = choose_texts(gathered.texts.values(), config=config)
-        summary[name] = _summary(by_set)
+        # A set of normalized records may have the name of one that is read in its own format.
+        summary |= {
+            set_name if set_name not in summary else f"{set_name} ({name})": counts
+            for set_name, counts in _summary(by_set).items()
+        }
         made = [
             chain
             for texts in by_set.values()

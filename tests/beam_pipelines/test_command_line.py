@@ -262,6 +262,8 @@ def test_an_interrupt_amid_a_batch_of_a_real_model_ends_with_its_status(tmp_path
         cwd=REPOSITORY,
         stderr=subprocess.PIPE,
         text=True,
+        # Who starts the tests in the background has the signal ignored, which a child would take over.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # The plan is written when everything but the model's work is done; then the model is loaded.
     deadline = time.monotonic() + 120

@@ -63,12 +63,12 @@ def settings(folder, *, model, **changes):
             "held_out_fraction": 0.1,
         },
         "unseen": {"datasets": [{"name": "normalized", "input": [str(folder / "others.jsonl")]}]},
-        "pack": {"sequence_length": 128},
+        "pack": {"sequence_length": 256},
         "pretrain": {
-            "max_steps": 60,
+            "max_steps": 200,
             "device": "cpu",
             "optimizer": {"learning_rate": 1e-2},
-            "batch": {"rows_per_step": 8, "micro_batch_rows": 8},
+            "batch": {"rows_per_step": 4, "micro_batch_rows": 4},
             "checkpoint": {"every_steps": None},
         },
         "engine": {"context_length": 512, "device": "cpu", "batching": "padded"},
@@ -121,7 +121,8 @@ def test_what_was_tuned_on_is_not_evaluated_on(output):
 
 def test_synthesis_goes_on_with_the_settings_that_were_written_down(output, tmp_path):
     (tmp_path / "corpus.jsonl").write_text(
-        "".join(json.dumps({"id": str(n), "text": f"Toy {n} of others."}) + "\n" for n in range(70, 74))
+        # A model this small knows little but what it was tuned on.
+        "".join(json.dumps({"id": str(n), "text": f"Toy {n} of toys."}) + "\n" for n in range(10, 14))
     )
     written = yaml.safe_load((output / "synthesizer" / "synthesizer.yaml").read_text())
     written["engine"] |= {"context_length": 512, "device": "cpu"}
@@ -144,7 +145,7 @@ def test_the_card_says_data_recipe_and_figures(output, base_model):
     assert "| tuned | 1 | unseen |" in card.text
     assert "| tuned - untuned | 1 | unseen |" in card.text
     recipe = card.text.split("## Recipe")[1].split("```yaml")[1].split("```")[0]
-    assert yaml.safe_load(recipe)["pretrain"]["max_steps"] == 60
+    assert yaml.safe_load(recipe)["pretrain"]["max_steps"] == 200
     assert (output / "synthesizer" / "TRAINING.md").exists()
 
 
@@ -169,7 +170,7 @@ def test_a_mistake_in_the_last_step_is_found_before_the_first(config_file, tmp_p
 
 def test_pack_is_asked_about_its_options_beforehand(config_file, tmp_path):
     values = yaml.safe_load(config_file.read_text())
-    values |= {"output": str(tmp_path / "out"), "pack": {"sequence_length": 128, "colour": "red"}}
+    values |= {"output": str(tmp_path / "out"), "pack": {"sequence_length": 256, "colour": "red"}}
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(ValueError, match=r"pack refuses its settings: .*colour"):
         main(["--config", str(tmp_path / "bad.yaml")])

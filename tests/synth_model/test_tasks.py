@@ -87,7 +87,7 @@ def test_every_text_stands_in_one_chain_of_its_own_set(folder):
     assert (accounts.num_records, accounts.num_augmented, accounts.num_rejected) == (11, 11, 0)
     assert manifest.num_pairs == sum(len(example.pairs) for example in examples)
     assert manifest == read_augmented_corpus_manifest(str(folder / "out"))
-    assert json.loads((folder / "out" / "datasets.json").read_text("utf-8"))["normalized"]["trains"] == {
+    assert json.loads((folder / "out" / "datasets.json").read_text("utf-8"))["trains"] == {
         "licenses": ["MIT"],
         "domains": ["travel"],
         "task_types": ["extractive_qa"],
@@ -129,7 +129,7 @@ def test_records_about_one_text_become_one_example(tmp_path):
     assert pairs == {"x": ["is it a", "is it c"], "y": ["is it b"]}
     assert manifest.accounts.num_records == 2
     summary = json.loads((tmp_path / "out" / "datasets.json").read_text("utf-8"))
-    assert summary["boolq"]["boolq"]["licenses"] == ["CC-BY-SA-3.0"]
+    assert summary["boolq"]["licenses"] == ["CC-BY-SA-3.0"]
 
 
 @pytest.mark.parametrize("num_files", [1, 3])

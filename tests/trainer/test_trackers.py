@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import struct
+import time
 
 import pytest
 
@@ -126,6 +127,7 @@ def test_wandb_writes_a_run_without_network_or_login(tmp_path):
             trackers.start()
             trackers.log({"step": last_step + 1, "loss": 2.5, "loss_by_component": {"raw": 2.0}}, group="train")
             trackers.log({"step": last_step + 2, "loss": 2.25, "skipped": "a spike", "mfu": None}, group="train")
+        time.sleep(1.1)  # its folders are named by the second
     run_id = json.loads((tmp_path / "trackers.json").read_text())["wandb_run_id"]
     folders = list(tmp_path.glob("wandb/offline-run-*"))
     assert folders
