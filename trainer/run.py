@@ -47,6 +47,7 @@ from trainer.flops import matrix_sizes, peak_tokens_per_second, training_flops_p
 from trainer.folders import read_folder, write_folder
 from trainer.forward import prepare_model
 from trainer.loop import TrainingLoop
+from trainer.memory_allocation import keep_freed_memory
 from trainer.metrics_log import MetricsLog
 from trainer.model_card import read_training_record
 from trainer.model_source import find_model
@@ -75,6 +76,8 @@ def run(config: PretrainConfig) -> int:
     """
     require_trackers(config.logging.trackers)
     accelerator = start_processes(config)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     if not accelerator.is_main_process:
         logging.getLogger("trainer").setLevel(logging.WARNING)
     manifest = read_shard_manifest(config.shards)
