@@ -26,4 +26,5 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     settings = {_M_MMAP_THRESHOLD: 1 << 30, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: _TOP_PAD_BYTES}
-    return sum(mallopt(name, value) for name, value in settings.items()) == len(settings)
+    num_set: int = sum(mallopt(name, value) for name, value in settings.items())
+    return num_set == len(settings)
