@@ -6,26 +6,97 @@ only matter to those who use its cloud connectors.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 INTERRUPTED = 130
 """Exit status of a command that was interrupted, as shells give it: 128 and the number of SIGINT."""
 
-_DESCRIPTIONS = {
-    "synthesize": "Turns raw text into an instruction-augmented corpus.",
-    "self-instruct": "Lets an instruct model write general instructions and answer them.",
-    "mine": "Mines reading-comprehension tasks from raw text, without a model.",
-    "pack": "Renders, tokenizes, mixes and packs texts into shards for the trainer.",
-    "status": "Tells how far a run is, from its output folder.",
-    "inspect": "Shows what a folder of shards holds, and one of its rows as text.",
-    "trace": "Follows a packed row back to its texts, chains and documents.",
-    "verify": "Holds the files of shards or of a corpus against their manifest.",
-    "example-corpus": "Writes a small corpus from the language reference that Python carries.",
+
+@dataclass(frozen=True, kw_only=True)
+class _Command:
+    """A command: the module with its ``main`` and its config, imported when it is called.
+
+    Args:
+        description: What it does.
+        module: Its module in this package.
+        config: Name of its config class there.
+        takes_beam_options: Whether ``main`` also takes what stands behind ``--``.
+        first_option: The option whose name may be left out in front of a first argument.
+        flags: Options that may stand without a value.
+    """
+
+    description: str
+    module: str
+    config: str
+    takes_beam_options: bool = True
+    first_option: str | None = None
+    flags: tuple[str, ...] = ()
+
+
+_COMMANDS = {
+    "synthesize": _Command(
+        description="Turns raw text into an instruction-augmented corpus.",
+        module="synthesize",
+        config="SynthesizeConfig",
+        flags=("--dry-run", "--dry_run"),
+    ),
+    "self-instruct": _Command(
+        description="Lets an instruct model write general instructions and answer them.",
+        module="self_instruct",
+        config="SelfInstructConfig",
+    ),
+    "mine": _Command(
+        description="Mines reading-comprehension tasks from raw text, without a model.",
+        module="mine",
+        config="MineConfig",
+    ),
+    "pack": _Command(
+        description="Renders, tokenizes, mixes and packs texts into shards for the trainer.",
+        module="pack",
+        config="PackConfig",
+    ),
+    "status": _Command(
+        description="Tells how far a run is, from its output folder.",
+        module="status",
+        config="StatusConfig",
+        takes_beam_options=False,
+        first_option="--output",
+        flags=("--watch", "--json"),
+    ),
+    "inspect": _Command(
+        description="Shows what a folder of shards holds, and one of its rows as text.",
+        module="inspect_shards",
+        config="InspectConfig",
+        takes_beam_options=False,
+        first_option="--shards",
+    ),
+    "trace": _Command(
+        description="Follows a packed row back to its texts, chains and documents.",
+        module="trace",
+        config="TraceConfig",
+        takes_beam_options=False,
+        first_option="--shards",
+    ),
+    "verify": _Command(
+        description="Holds the files of shards or of a corpus against their manifest.",
+        module="verify",
+        config="VerifyConfig",
+        takes_beam_options=False,
+        first_option="--folder",
+    ),
+    "example-corpus": _Command(
+        description="Writes a small corpus from the language reference that Python carries.",
+        module="example_corpus",
+        config="ExampleCorpusConfig",
+        takes_beam_options=False,
+    ),
 }
 
 
@@ -35,29 +106,18 @@ def run_command(arguments: Sequence[str]) -> int:
     Returns:
         0, 1 for a failed run, 2 for a wrong command line, or `INTERRUPTED`.
     """
-    listing = "\n".join(f"  {name:16} {what}" for name, what in _DESCRIPTIONS.items())
+    listing = "\n".join(f"  {name:16} {command.description}" for name, command in _COMMANDS.items())
     usage = f"usage: python -m beam_pipelines COMMAND [--help]\n\n{listing}"
     if arguments and arguments[0] in ("-h", "--help"):
         print(usage)
         return 0
-    if not arguments or arguments[0] not in _DESCRIPTIONS:
+    if not arguments or arguments[0] not in _COMMANDS:
         given = repr(arguments[0]) if arguments else "nothing"
         print(f"{usage}\n\nerror: {given} is not a command; give one of the above.", file=sys.stderr)
         return 2
     _quiet_libraries()
-    commands: dict[str, Callable[[str, Sequence[str]], int]] = {
-        "synthesize": _synthesize,
-        "self-instruct": _self_instruct,
-        "mine": _mine,
-        "pack": _pack,
-        "inspect": _inspect,
-        "trace": _trace,
-        "verify": _verify,
-        "status": _status,
-        "example-corpus": _example_corpus,
-    }
     try:
-        return commands[arguments[0]](arguments[0], arguments[1:])
+        return _call(arguments[0], arguments[1:])
     except (KeyboardInterrupt, RuntimeError) as error:
         # A runner passes the interrupt on as an error of the step that it met.
         if isinstance(error, RuntimeError) and "KeyboardInterrupt" not in str(error):
@@ -67,6 +127,25 @@ def run_command(arguments: Sequence[str]) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _call(name: str, arguments: Sequence[str]) -> int:
+    """Reads a command's config and runs it."""
+    from beam_pipelines.command_line import parse_command
+
+    command = _COMMANDS[name]
+    module = importlib.import_module(f"beam_pipelines.{command.module}")
+    if command.first_option and arguments and not arguments[0].startswith("-"):
+        arguments = [command.first_option, *arguments]
+    config, beam_arguments = parse_command(
+        getattr(module, command.config),
+        command=name,
+        description=command.description,
+        arguments=_with_flags(arguments, flags=command.flags),
+        takes_beam_options=command.takes_beam_options,
+    )
+    status: int = module.main(config, beam_arguments) if command.takes_beam_options else module.main(config)
+    return status
 
 
 def _with_flags(arguments: Sequence[str], *, flags: Sequence[str]) -> list[str]:
@@ -84,127 +163,6 @@ def _with_flags(arguments: Sequence[str], *, flags: Sequence[str]) -> list[str]:
         else:
             given.append(argument)
     return [*given, *separator, *beam_arguments]
-
-
-def _synthesize(command: str, arguments: Sequence[str]) -> int:
-    from beam_pipelines import dry_run, synthesize
-    from beam_pipelines.command_line import parse_command
-
-    config, beam_arguments = parse_command(
-        synthesize.SynthesizeConfig,
-        command=command,
-        description=_DESCRIPTIONS[command],
-        arguments=_with_flags(arguments, flags=("--dry-run", "--dry_run")),
-    )
-    if config.dry_run:
-        return dry_run.main(config, beam_arguments)
-    return synthesize.main(config, beam_arguments)
-
-
-def _self_instruct(command: str, arguments: Sequence[str]) -> int:
-    from beam_pipelines import self_instruct
-    from beam_pipelines.command_line import parse_command
-
-    config, beam_arguments = parse_command(
-        self_instruct.SelfInstructConfig, command=command, description=_DESCRIPTIONS[command], arguments=arguments
-    )
-    return self_instruct.main(config, beam_arguments)
-
-
-def _mine(command: str, arguments: Sequence[str]) -> int:
-    from beam_pipelines import mine
-    from beam_pipelines.command_line import parse_command
-
-    config, beam_arguments = parse_command(
-        mine.MineConfig, command=command, description=_DESCRIPTIONS[command], arguments=arguments
-    )
-    return mine.main(config, beam_arguments)
-
-
-def _pack(command: str, arguments: Sequence[str]) -> int:
-    from beam_pipelines import pack
-    from beam_pipelines.command_line import parse_command
-
-    config, beam_arguments = parse_command(
-        pack.PackConfig, command=command, description=_DESCRIPTIONS[command], arguments=arguments
-    )
-    return pack.main(config, beam_arguments)
-
-
-def _inspect(command: str, arguments: Sequence[str]) -> int:
-    from beam_pipelines import inspect_shards
-    from beam_pipelines.command_line import parse_command
-
-    config, _ = parse_command(
-        inspect_shards.InspectConfig,
-        command=command,
-        description=_DESCRIPTIONS[command],
-        arguments=_named("--shards", arguments),
-        takes_beam_options=False,
-    )
-    return inspect_shards.main(config)
-
-
-def _trace(command: str, arguments: Sequence[str]) -> int:
-    from beam_pipelines import trace
-    from beam_pipelines.command_line import parse_command
-
-    config, _ = parse_command(
-        trace.TraceConfig,
-        command=command,
-        description=_DESCRIPTIONS[command],
-        arguments=_named("--shards", arguments),
-        takes_beam_options=False,
-    )
-    return trace.main(config)
-
-
-def _verify(command: str, arguments: Sequence[str]) -> int:
-    from beam_pipelines import verify
-    from beam_pipelines.command_line import parse_command
-
-    config, _ = parse_command(
-        verify.VerifyConfig,
-        command=command,
-        description=_DESCRIPTIONS[command],
-        arguments=_named("--folder", arguments),
-        takes_beam_options=False,
-    )
-    return verify.main(config)
-
-
-def _named(option: str, arguments: Sequence[str]) -> Sequence[str]:
-    """The arguments with the option's name before a first one that stands alone, as people write a folder."""
-    return [option, *arguments] if arguments and not arguments[0].startswith("-") else arguments
-
-
-def _status(command: str, arguments: Sequence[str]) -> int:
-    arguments = _with_flags(_named("--output", arguments), flags=("--watch", "--json"))
-    from beam_pipelines import status
-    from beam_pipelines.command_line import parse_command
-
-    config, _ = parse_command(
-        status.StatusConfig,
-        command=command,
-        description=_DESCRIPTIONS[command],
-        arguments=arguments,
-        takes_beam_options=False,
-    )
-    return status.main(config)
-
-
-def _example_corpus(command: str, arguments: Sequence[str]) -> int:
-    from beam_pipelines import example_corpus
-    from beam_pipelines.command_line import parse_command
-
-    config, _ = parse_command(
-        example_corpus.ExampleCorpusConfig,
-        command=command,
-        description=_DESCRIPTIONS[command],
-        arguments=arguments,
-        takes_beam_options=False,
-    )
-    return example_corpus.main(config)
 
 
 def _quiet_libraries() -> None:

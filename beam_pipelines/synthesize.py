@@ -415,7 +415,12 @@ def describe(manifest: AugmentedCorpusManifest, *, output: str) -> str:
 
 
 def main(config: SynthesizeConfig, beam_arguments: Sequence[str]) -> int:
-    """Runs the command; returns its exit status."""
+    """Runs the command, or says what it would take; returns its exit status."""
+    if config.dry_run:
+        # It plans with what is in this module.
+        from beam_pipelines import dry_run
+
+        return dry_run.main(config, beam_arguments)
     console = Console(stderr=True)
     manifest = synthesize(config, options=beam_options(beam_arguments), console=console)
     print(describe(manifest, output=config.output))
