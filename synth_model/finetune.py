@@ -21,10 +21,12 @@ Source: Cheng et al. 2024 (arXiv 2406.14491), section 2.1 and appendix A.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import yaml
 
@@ -37,7 +39,7 @@ CONFIGS_FOLDER = "configs"
 _PACK = [sys.executable, "-m", "beam_pipelines", "pack"]
 
 
-class _StepFailedError(Exception):
+class StepFailedError(Exception):
     """A step ended with another exit code than 0; ``args`` is (step, exit code)."""
 
 
@@ -57,7 +59,7 @@ def finetune(config: FinetuneConfig) -> int:
             with open(files[name], "w", encoding="utf-8") as file:
                 file.write(content)
         try:
-            _check(files)
+            _check(files, config=config)
             for name, file_name in files.items():
                 with open(file_name, "rb") as written:
                     storage.write_bytes_atomically(
@@ -65,16 +67,16 @@ def finetune(config: FinetuneConfig) -> int:
                     )
             for name in ("tasks", "held_out", "unseen"):
                 if name in files:
-                    _run(name, [sys.executable, "-m", "synth_model", "tasks", "--config", files[name]])
-            _run("pack", [*_PACK, "--config", files["pack"], "--", *config.beam_arguments])
-            _run("pretrain", [*config.launcher, "-m", "trainer.pretrain", "--config", files["pretrain"]])
+                    run_step(name, [sys.executable, "-m", "synth_model", "tasks", "--config", files[name]])
+            run_step("pack", [*_PACK, "--config", files["pack"], "--", *config.beam_arguments])
+            run_step("pretrain", [*config.launcher, "-m", "trainer.pretrain", "--config", files["pretrain"]])
             training, exported = steps["pretrain"]["output"], config.synthesizer_folder
             export = ["-m", "trainer", "export", training, "--output", exported, "--dtype", config.dtype]
-            _run("export", [sys.executable, *export])
+            run_step("export", [sys.executable, *export])
             complete_weights(config, steps=steps)
             if "evaluate" in files:
-                _run("evaluate", [sys.executable, "-m", "synth_model", "evaluate", "--config", files["evaluate"]])
-        except _StepFailedError as error:
+                run_step("evaluate", [sys.executable, "-m", "synth_model", "evaluate", "--config", files["evaluate"]])
+        except StepFailedError as error:
             name, exit_code = error.args
             print(
                 f"The step {name} ended with status {exit_code}. Run the same command again to go on with it.",
@@ -86,14 +88,24 @@ def finetune(config: FinetuneConfig) -> int:
     return 0
 
 
-def _check(files: Mapping[str, str]) -> None:
-    """Lets every command read its config, so that a mistake in the last is found before the first has run."""
+def _check(files: Mapping[str, str], *, config: FinetuneConfig) -> None:
+    """Lets every command read its config, so that a mistake in the last is found before the first has run.
+
+    Raises:
+        ValueError: A config or an option is impossible, or a package that a later step needs is not installed.
+    """
     # Imported here, because --help needs none of them.
+    from synth_model.evaluation import similarity
     from synth_model.evaluation.config import EvaluateConfig
     from synth_model.tasks import TasksConfig
+    from trainer.adapters import require_peft
     from trainer.config import PretrainConfig
     from trainer.config import parse_config as parse_trainer_config
 
+    if config.tunes_adapter:
+        require_peft()
+    if "evaluate" in files:
+        similarity.check_available()
     for name, file in files.items():
         arguments = ["--config", file]
         if name in ("tasks", "held_out", "unseen"):
@@ -108,21 +120,31 @@ def _check(files: Mapping[str, str]) -> None:
         raise ValueError(f"pack refuses its settings: {checked.stderr.strip().splitlines()[-1]}")
 
 
-def _announce(step: str) -> None:
+def run_step(step: str, command: Sequence[str]) -> None:
+    """Runs the command of a step and waits for it, also when interrupted: a step saves what it has before it ends.
+
+    Ctrl-C reaches the step by itself, from the terminal; SIGTERM is passed on.
+
+    Raises:
+        ValueError: There is no such command.
+        StepFailedError: It ended with another exit code than 0, or by a signal, which counts as 128 and its number.
+    """
     print(f"== {step}", flush=True)
-
-
-def _run(step: str, command: Sequence[str]) -> None:
-    _announce(step)
     try:
-        exit_code = subprocess.run(command).returncode
+        process = subprocess.Popen(command)
     except FileNotFoundError as error:
         raise ValueError(
             f"The step {step} cannot start: there is no command {command[0]!r}. Check launcher."
         ) from error
-    if exit_code:
-        # A process that a signal ended has its negative number; shells add 128 to it.
-        raise _StepFailedError(step, exit_code if exit_code > 0 else 128 - exit_code)
+    earlier = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
+    try:
+        while process.returncode is None:
+            with suppress(KeyboardInterrupt):
+                process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+    if process.returncode:
+        raise StepFailedError(step, process.returncode if process.returncode > 0 else 128 - process.returncode)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -14,6 +14,7 @@ Source: Hu et al. 2021 (arXiv 2106.09685).
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,16 @@ from transformers import PreTrainedModel
 
 from contracts.seeding import stable_hash
 from trainer.config import LoraConfig
+
+
+def require_peft() -> None:
+    """Refuses an adapter where PEFT is missing, before any work.
+
+    Raises:
+        ValueError: It is not installed.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise ValueError("model.lora needs PEFT: pip install 'instruction-pretraining[adapters]'.")
 
 
 def add_adapter(model: PreTrainedModel, *, lora: LoraConfig, seed: int, checkpoint: str | None = None) -> Any:
@@ -38,10 +49,9 @@ def add_adapter(model: PreTrainedModel, *, lora: LoraConfig, seed: int, checkpoi
     Raises:
         ValueError: PEFT is not installed, the model has no such modules, or the checkpoint cannot be read.
     """
-    try:
-        import peft
-    except ImportError as error:
-        raise ValueError("model.lora needs PEFT: pip install 'instruction-pretraining[adapters]'.") from error
+    require_peft()
+    import peft
+
     if checkpoint is not None:
         try:
             return peft.PeftModel.from_pretrained(model, checkpoint, is_trainable=True)

@@ -32,6 +32,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from contracts import storage
 from contracts.artifact import claim_output, describe_run, mark_completed
 from contracts.manifest import SPLITS, ShardManifest, Split, read_shard_manifest
+from trainer.adapters import require_peft
 from trainer.checkpoints import (
     MODEL_FOLDER,
     Checkpoint,
@@ -75,6 +76,8 @@ def run(config: PretrainConfig) -> int:
         ValueError: The run cannot start or go on; the message says why and what to do.
     """
     require_trackers(config.logging.trackers)
+    if config.model.lora:
+        require_peft()
     accelerator = start_processes(config)
     if accelerator.device.type == "cpu":
         keep_freed_memory()

@@ -1,6 +1,9 @@
 """The round trip: a model is tuned, evaluated and described by one command, and synthesis goes on with what it made."""
 
+import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -18,6 +21,7 @@ from tests.beam_pipelines.pipeline_runs import read_chains
 from tests.conftest import REPOSITORY
 from tests.shard_fixtures import write_tokenizer as write_word_tokenizer
 from tests.synth_model.tiny_model import write_tokenizer
+from trainer.adapters import require_peft
 
 INSTRUCTION, RESPONSE = "What is it?", "It is red."
 
@@ -226,3 +230,54 @@ def test_an_adapter_is_exported_under_the_name_of_its_base_model(config_file, tm
         "adapter": str(folder),
     }
     assert "It was not evaluated." in (folder / "README.md").read_text()
+
+
+_STEP = """
+import sys
+from synth_model.finetune import StepFailedError, run_step
+try:
+    script = "trap 'sleep 1; echo saved; exit 130' INT TERM; echo ready; while :; do sleep 0.1; done"
+    run_step("train", ["sh", "-c", script])
+except StepFailedError as error:
+    print(error.args)
+"""
+
+
+@pytest.mark.parametrize("is_typed", [True, False], ids=["Ctrl-C", "SIGTERM"])
+def test_a_step_that_is_interrupted_is_left_the_time_to_save(is_typed):
+    process = subprocess.Popen(
+        [sys.executable, "-c", _STEP],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert [process.stdout.readline(), process.stdout.readline()] == ["== train\n", "ready\n"]
+    if is_typed:
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=30)[0] == "saved\n('train', 130)\n"
+
+
+@pytest.mark.parametrize(
+    "missing", ["trainer.adapters.require_peft", "synth_model.evaluation.similarity.check_available"]
+)
+def test_a_package_that_a_later_step_needs_is_asked_for_first(config_file, tmp_path, monkeypatch, missing):
+    def refuse():
+        raise ValueError("pip install it")
+
+    values = yaml.safe_load(config_file.read_text()) | {"output": str(tmp_path / "out")}
+    values["pretrain"]["model"] = {"lora": {"rank": 2}}
+    (tmp_path / "adapter.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.setattr(missing, refuse)
+    with pytest.raises(ValueError, match="pip install it"):
+        main(["--config", str(tmp_path / "adapter.yaml")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_peft_is_asked_for_by_its_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'instruction-pretraining\[adapters\]'"):
+        require_peft()
