@@ -64,6 +64,7 @@ class TasksConfig:
         output: Folder for the corpus; belongs to this run alone.
         chain_length: Examples of one set in a chain; the last chain of a set may be shorter.
         max_texts: Most texts of one set, so that none outweighs the others; those with the most pairs are taken.
+        max_texts_by_set: The same for single sets, under the names that their records give them; 0 leaves a set out.
         min_pairs: Fewest pairs of a text; a synthesizer writes as many as those that it was tuned on had.
         held_out_fraction: Share of each set's texts, drawn by the hash of their ids, that is kept apart for evaluation.
         take: ``rest``, or with the same settings otherwise the texts ``held_out``.
@@ -76,6 +77,7 @@ class TasksConfig:
     output: str
     chain_length: int = 3
     max_texts: int = 10_000
+    max_texts_by_set: dict[str, int] = field(default_factory=dict)
     min_pairs: int = 1
     held_out_fraction: float = 0.0
     take: Literal["rest", "held_out"] = "rest"
@@ -102,6 +104,9 @@ class TasksConfig:
                 f"held_out_fraction is {self.held_out_fraction} and take is {self.take!r}; the fraction must be from 0 "
                 "to below 1, and above 0 to take the texts held out."
             )
+        for name, limit in self.max_texts_by_set.items():
+            if limit < 0:
+                raise ValueError(f"max_texts_by_set gives {name!r} {limit} texts; it must be 0 or more.")
         for name in ("chain_length", "max_texts", "min_pairs", "num_files"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
@@ -205,10 +210,11 @@ def choose_texts(texts: Iterable[TaskText], *, config: TasksConfig) -> tuple[dic
             by_set[text.document.source].append(text)
     for name, members in by_set.items():
         members.sort(key=lambda text: (-len(text.pairs), stable_hash(config.seed, "task text", text.document.doc_id)))
-        detail = f"the set has {len(members)} texts, max_texts is {config.max_texts}"
-        rejects += [_reject(text, reason="over_max_texts", detail=detail) for text in members[config.max_texts :]]
-        by_set[name] = members[: config.max_texts]
-    return dict(by_set), rejects
+        limit = config.max_texts_by_set.get(name, config.max_texts)
+        detail = f"the set has {len(members)} texts, of which {limit} are taken at most"
+        rejects += [_reject(text, reason="over_max_texts", detail=detail) for text in members[limit:]]
+        by_set[name] = members[:limit]
+    return {name: members for name, members in by_set.items() if members}, rejects
 
 
 def is_held_out_text(doc_id: str, *, fraction: float, seed: int) -> bool:
@@ -250,9 +256,12 @@ def read_tasks(config: TasksConfig) -> AugmentedCorpusManifest:
     rejects: list[RejectsReport] = []
     summary: dict[str, Any] = {}
     num_records = 0
+    set_names: set[str] = set()
     for index, (name, found) in enumerate(files.items()):
         gathered = gather_texts([f.url for f in found], dataset=load_table()[name], licenses=config.licenses)
         num_records += gathered.num_records
+        set_names |= {text.document.source for text in gathered.texts.values()}
+        set_names |= {reject.source for reject in gathered.rejects}
         by_set, left_out = choose_texts(gathered.texts.values(), config=config)
         # A set of normalized records may have the name of one that is read in its own format.
         summary |= {
@@ -268,6 +277,12 @@ def read_tasks(config: TasksConfig) -> AugmentedCorpusManifest:
         ]
         chains += _write_chains(made, index=index, num_sources=len(files), config=config)
         rejects += _write_rejects([*gathered.rejects, *left_out], index=index, num_sources=len(files), config=config)
+    unknown = sorted(config.max_texts_by_set.keys() - set_names)
+    if unknown:
+        raise ValueError(
+            f"max_texts_by_set names {unknown[0]!r}, but the files hold the sets {', '.join(sorted(set_names))}. Correct "
+            f"it, remove {config.output} and start again."
+        )
     storage.write_json(storage.join(config.output, DATASETS_FILE), summary)
     return complete_artifact(
         config.output,

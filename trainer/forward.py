@@ -7,6 +7,9 @@ layers are whole while they are in use.
 **Document masks.** Position ids that start anew with each text are all that it takes: transformers builds the mask, or
 the lengths for flash attention, from them. Flash attention wants all rows in one, which changes nothing else.
 
+**Targets only.** Where most tokens of a micro-batch are no targets, as contexts in a synthesizer's tuning data, the
+logits of the others alone are computed; for a small model with a large vocabulary that is a fifth of a step.
+
 **Compilation** is by layer, in place: all layers share one compiled form, which takes seconds where compiling the whole
 model takes minutes, and no name in the state changes. A compiled form is for one shape, and a different one could be
 compiled or not according to what came before; so every batch is filled up with empty rows to the size of a full one,
@@ -33,6 +36,8 @@ from trainer.loss import IGNORED_LABEL, Losses, next_tokens, sum_by_row, token_l
 from trainer.shard_dataset import Batch
 
 _NUM_PROBE_TOKENS = 8
+# Above this share of targets, picking them out saves less than it costs.
+_MAX_PICKED_SHARE = 0.8
 
 
 class Forward:
@@ -101,17 +106,18 @@ def _loss_forward(
     uses_liger = loss.kernel == "liger" or (
         loss.kernel == "auto" and loss.chunk_tokens is None and not liger_problem(device, output_layer=output_layer)
     )
-    if uses_liger or loss.chunk_tokens is not None:
-        _require_plain_output(model)
+    is_plain = _has_plain_output(model)
+    if (uses_liger or loss.chunk_tokens is not None) and not is_plain:
+        raise ValueError(
+            f"A {type(model).__name__} does more to its logits than to apply its output layer, so they cannot be "
+            "computed in chunks or by Liger. Use --loss.kernel torch and leave out loss.chunk_tokens."
+        )
 
-    def losses_of_tokens(arguments: dict[str, Any], targets: torch.Tensor) -> Losses:
-        if not uses_liger and loss.chunk_tokens is None:
-            logits = own_forward(**arguments).logits.flatten(0, 1)
-            return loss_function(logits, targets=targets, z_loss=loss.z_loss)
-        hidden = model.base_model(**arguments).last_hidden_state.flatten(0, 1)
+    def losses_of_hidden(hidden: torch.Tensor, targets: torch.Tensor) -> Losses:
         if uses_liger:
             return with_liger(hidden, output_layer=output_layer, targets=targets, z_loss=loss.z_loss)
-        assert loss.chunk_tokens is not None
+        if loss.chunk_tokens is None:
+            return loss_function(output_layer(hidden), targets=targets, z_loss=loss.z_loss)
         return in_chunks(
             hidden,
             output_layer=output_layer,
@@ -120,6 +126,18 @@ def _loss_forward(
             chunk_tokens=loss.chunk_tokens,
             loss_function=loss_function,
         )
+
+    def losses_of_tokens(arguments: dict[str, Any], targets: torch.Tensor) -> Losses:
+        # A compiled loss is for one number of tokens.
+        picked = picked_targets(targets) if is_plain and loss_function is token_losses else None
+        if picked is None and not uses_liger and loss.chunk_tokens is None:
+            logits = own_forward(**arguments).logits.flatten(0, 1)
+            return loss_function(logits, targets=targets, z_loss=loss.z_loss)
+        hidden = model.base_model(**arguments).last_hidden_state.flatten(0, 1)
+        if picked is None:
+            return losses_of_hidden(hidden, targets)
+        losses = losses_of_hidden(hidden[picked], targets[picked])
+        return Losses(*(values.new_zeros(len(targets)).index_copy(0, picked, values) for values in losses))
 
     def forward(
         input_ids: torch.Tensor | None = None,
@@ -138,6 +156,19 @@ def _loss_forward(
         return sum_by_row(losses_of_tokens(given, next_tokens(labels)), num_rows=len(labels))
 
     return forward
+
+
+def picked_targets(targets: torch.Tensor) -> torch.Tensor | None:
+    """The positions of the targets, if they alone are worth computing; None to compute all positions.
+
+    Args:
+        targets: int64, shape (num_tokens,), as `next_tokens` gives them.
+
+    Returns:
+        int64, shape (number of targets,).
+    """
+    picked = (targets != IGNORED_LABEL).nonzero().squeeze(1)
+    return picked if 0 < len(picked) <= _MAX_PICKED_SHARE * len(targets) else None
 
 
 def _set_attention(model: PreTrainedModel, *, config: ModelConfig, device: torch.device) -> None:
@@ -171,25 +202,20 @@ def _compile_layers(model: PreTrainedModel, *, mode: str) -> None:
         layer.compile(mode=mode, dynamic=False)
 
 
-def _require_plain_output(model: PreTrainedModel) -> None:
-    """Holds the output layer over the hidden states against the model's own logits, on a few tokens.
-
-    Raises:
-        ValueError: They differ: the model scales or caps its logits, for one.
-    """
+def _has_plain_output(model: PreTrainedModel) -> bool:
+    """Whether the logits are the output layer over the hidden states and nothing else, tried on a few tokens."""
+    output_layer = model.get_output_embeddings()
+    if output_layer is None:
+        return False
     input_ids = torch.arange(_NUM_PROBE_TOKENS, device=model.device).unsqueeze(0)
     was_training = model.training
     model.eval()
     with torch.no_grad():
         expected = model(input_ids=input_ids, use_cache=False).logits
-        hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        actual = model.get_output_embeddings()(hidden)
+        hidden = getattr(model.base_model(input_ids=input_ids, use_cache=False), "last_hidden_state", None)
+        actual = None if hidden is None else output_layer(hidden)
     model.train(was_training)
-    if not torch.allclose(expected, actual, rtol=1e-4, atol=1e-4):
-        raise ValueError(
-            f"A {type(model).__name__} does more to its logits than to apply its output layer, so they cannot be "
-            "computed in chunks or by Liger. Use --loss.kernel torch and leave out loss.chunk_tokens."
-        )
+    return actual is not None and torch.allclose(expected, actual, rtol=1e-4, atol=1e-4)
 
 
 def _without_adapter(model: PreTrainedModel) -> PreTrainedModel:

@@ -299,8 +299,10 @@ class EndpointEngine:
         finish_reason = choice.get("finish_reason")
         if finish_reason == "content_filter":
             return Failure(reason="content_filtered", detail="The endpoint's filter stopped the completion.")
-        message = choice.get("message") if request.is_chat else None
-        text = message.get("content") if isinstance(message, dict) else choice.get("text")
+        text = choice.get("text")
+        if request.is_chat:
+            message = choice.get("message")
+            text = message.get("content") if isinstance(message, dict) else None
         # JSON can spell half of a surrogate pair, which is no text.
         if not isinstance(text, str) or lone_surrogate(text) is not None or finish_reason not in ("stop", "length"):
             raise BadResponseError(f"The answer holds no completion that has ended: {answer[:200]!r}")

@@ -302,6 +302,7 @@ def test_an_interrupted_run_starts_over(folder, monkeypatch):
         ({"chain_length": 0}, "chain_length is 0; it must be at least 1"),
         ({"max_texts": 0}, "max_texts is 0"),
         ({"num_files": 0}, "num_files is 0"),
+        ({"max_texts_by_set": {"ferries": -1}}, "gives 'ferries' -1 texts; it must be 0 or more"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work(folder, changes, message):
@@ -384,3 +385,15 @@ def test_the_shared_task_sets_are_read_whole(shared_folder, tmp_path):
         assert gathered.rejects == []
         assert (len(gathered.texts), sum(len(text.pairs) for text in gathered.texts.values())) == (num_texts, num_pairs)
         assert gathered.num_records == num_texts
+
+
+def test_single_sets_may_have_limits_of_their_own(folder):
+    config = config_for(folder, max_texts=2, max_texts_by_set={"ferries": 3, "trains": 0}, output=str(folder / "some"))
+    every = read_chains(folder / "out", read_tasks(config_for(folder)))
+    assert {chain.source for chain in every} == {"ferries", "trains"}
+    chains = read_chains(folder / "some", read_tasks(config))
+    assert {chain.source for chain in chains} == {"ferries"}
+    assert sum(len(chain.examples) for chain in chains) == 3
+    with pytest.raises(ValueError, match="names 'boats', but the files hold the sets ferries, trains"):
+        read_tasks(config_for(folder, max_texts_by_set={"boats": 3}, output=str(folder / "other")))
+    assert not (folder / "other" / "COMPLETED").exists()

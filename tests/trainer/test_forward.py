@@ -4,6 +4,7 @@ import copy
 import itertools
 import os
 import shutil
+from dataclasses import replace
 
 import peft
 import pytest
@@ -22,6 +23,7 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from trainer import forward
 from trainer.config import BatchConfig, LossConfig, ModelConfig, PretrainConfig
 from trainer.forward import Forward, prepare_model
 from trainer.loss import IGNORED_LABEL
@@ -85,7 +87,8 @@ def losses_and_gradients(model, batch, config):
     model = copy.deepcopy(model).train()
     prepare_model(model, config=config, device=CPU)
     losses = Forward(config)(model, batch)
-    (losses.cross_entropy * torch.tensor([1.0, 2.0])).sum().add(losses.z.sum()).backward()
+    weights = torch.arange(1.0, len(losses.cross_entropy) + 1)
+    (losses.cross_entropy * weights).sum().add(losses.z.sum()).backward()
     gradients = {name: value.grad for name, value in model.named_parameters() if value.requires_grad}
     return losses, gradients
 
@@ -179,7 +182,7 @@ def test_flash_attention_gets_all_rows_as_one(flash_attention_stand_in):
     model.model.embed_tokens.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
     assert_equal(losses_and_gradients(model, batch, configure(document_masks=True)), expected, tolerance=1e-5)
     losses_and_gradients(model, batch, configure())
-    assert shapes == [(1, 48), (2, 24)]
+    assert [shape for shape in shapes if shape != (1, 8)] == [(1, 48), (2, 24)]  # but for the probe's
 
 
 VARIANTS = {
@@ -200,6 +203,52 @@ def test_what_saves_memory_changes_nothing(variant, document_masks):
     actual = losses_and_gradients(model, batch, configure(document_masks=document_masks, **options))
     assert_equal(actual, expected, tolerance=1e-4)
     assert (expected[0].z > 0).all() == ("z_loss" in options)
+
+
+def few_targets(batch, *, share=0.3):
+    """The batch with a random part of its targets; the first row of them has none."""
+    generator = torch.Generator().manual_seed(2)
+    keep = torch.rand(batch.labels.shape, generator=generator) < share
+    keep[0] = False
+    return replace(batch, labels=batch.labels.where(keep, IGNORED_LABEL))
+
+
+@pytest.mark.parametrize("options", [{}, {"z_loss": 0.01}, {"chunk_tokens": 4, "checkpointing": True}])
+def test_logits_of_targets_alone_give_the_same(options, monkeypatch):
+    model, batch = make_model("llama"), few_targets(make_batch(segment_lengths=[*SEGMENT_LENGTHS, [12, 8, 4]]))
+    num_targets = int((batch.labels[:, 1:] != IGNORED_LABEL).sum())
+    num_computed = []
+    model.lm_head.register_forward_hook(lambda layer, inputs, logits: num_computed.append(logits[..., 0].numel()))
+    actual = losses_and_gradients(model, batch, configure(**options))
+    # A first call compares the output layer with the model's own; chunks are computed twice.
+    assert sum(num_computed) in (2 * 8 + num_targets, 2 * 8 + 2 * num_targets)
+    monkeypatch.setattr(forward, "_MAX_PICKED_SHARE", 0.0)
+    num_computed.clear()
+    expected = losses_and_gradients(model, batch, configure(**options))
+    assert sum(num_computed) >= 2 * 8 + batch.labels.numel()
+    assert_equal(actual, expected, tolerance=1e-5)
+    assert actual[0].cross_entropy[0] == 0
+    assert (actual[0].cross_entropy[1:] > 0).all()
+
+
+def test_a_model_that_caps_its_logits_computes_all_of_them(monkeypatch):
+    model = Gemma2ForCausalLM(Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=0.5))
+    batch = few_targets(make_batch())
+    actual, _ = losses_and_gradients(model, batch, configure())
+    with torch.no_grad():
+        log_probabilities = model(batch.input_ids, use_cache=False).logits.log_softmax(-1)
+    taken = log_probabilities[:, :-1].gather(-1, batch.input_ids[:, 1:, None]).squeeze(-1)
+    expected = -(taken * (batch.labels[:, 1:] != IGNORED_LABEL)).sum(1)
+    torch.testing.assert_close(actual.cross_entropy, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("num_targets", "is_picked"), [(0, False), (1, True), (80, True), (81, False), (100, False)])
+def test_targets_are_picked_out_where_that_saves_something(num_targets, is_picked):
+    targets = torch.full((100,), IGNORED_LABEL)
+    positions = torch.randperm(100, generator=torch.Generator().manual_seed(0))[:num_targets].sort().values
+    targets[positions] = 5
+    picked = forward.picked_targets(targets)
+    assert picked.tolist() == positions.tolist() if is_picked else picked is None
 
 
 def test_checkpointing_computes_each_layer_twice():
