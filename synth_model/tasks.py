@@ -280,8 +280,8 @@ def read_tasks(config: TasksConfig) -> AugmentedCorpusManifest:
     unknown = sorted(config.max_texts_by_set.keys() - set_names)
     if unknown:
         raise ValueError(
-            f"max_texts_by_set names {unknown[0]!r}, but the files hold the sets {', '.join(sorted(set_names))}. Correct "
-            f"it, remove {config.output} and start again."
+            f"max_texts_by_set names {unknown[0]!r}, but the files hold the sets {', '.join(sorted(set_names))}. "
+            f"Correct it, remove {config.output} and start again."
         )
     storage.write_json(storage.join(config.output, DATASETS_FILE), summary)
     return complete_artifact(
