@@ -10,6 +10,8 @@ the lengths for flash attention, from them. Flash attention wants all rows in on
 **Targets only.** Where most tokens of a micro-batch are no targets, as contexts in a synthesizer's tuning data, the
 logits of the others alone are computed; for a small model with a large vocabulary that is a fifth of a step.
 
+No position looks at later ones, so what stands behind the last target of a micro-batch, padding above all, is left out.
+
 **Compilation** is by layer, in place: all layers share one compiled form, which takes seconds where compiling the whole
 model takes minutes, and no name in the state changes. A compiled form is for one shape, and a different one could be
 compiled or not according to what came before; so every batch is filled up with empty rows to the size of a full one,
@@ -60,11 +62,13 @@ class Forward:
             batch: On the model's device.
         """
         num_missing = max(0, self._num_rows - len(batch.input_ids))
-        position_ids = F.pad(batch.position_ids, (0, 0, 0, num_missing)) if self._uses_document_masks else None
+        length = batch.labels.shape[1] if self._num_rows else used_length(batch.labels)
+        input_ids, labels = batch.input_ids[:, :length], batch.labels[:, :length]
+        position_ids = batch.position_ids[:, :length]
         losses: Losses = model(
-            input_ids=F.pad(batch.input_ids, (0, 0, 0, num_missing)),
-            position_ids=position_ids,
-            labels=F.pad(batch.labels, (0, 0, 0, num_missing), value=IGNORED_LABEL),
+            input_ids=F.pad(input_ids, (0, 0, 0, num_missing)),
+            position_ids=F.pad(position_ids, (0, 0, 0, num_missing)) if self._uses_document_masks else None,
+            labels=F.pad(labels, (0, 0, 0, num_missing), value=IGNORED_LABEL),
             use_cache=False,
         )
         return Losses(*(values[: len(batch.input_ids)] for values in losses))
@@ -156,6 +160,16 @@ def _loss_forward(
         return sum_by_row(losses_of_tokens(given, next_tokens(labels)), num_rows=len(labels))
 
     return forward
+
+
+def used_length(labels: torch.Tensor) -> int:
+    """How many of the first positions of each row matter to any of the losses.
+
+    Args:
+        labels: int64, shape (num_rows, sequence_length), unshifted.
+    """
+    columns = (labels != IGNORED_LABEL).any(dim=0).nonzero()
+    return int(columns[-1]) + 1 if len(columns) else labels.shape[1]
 
 
 def picked_targets(targets: torch.Tensor) -> torch.Tensor | None:

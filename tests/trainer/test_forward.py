@@ -9,6 +9,7 @@ from dataclasses import replace
 import peft
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -26,7 +27,7 @@ from transformers.masking_utils import sdpa_mask
 from trainer import forward
 from trainer.config import BatchConfig, LossConfig, ModelConfig, PretrainConfig
 from trainer.forward import Forward, prepare_model
-from trainer.loss import IGNORED_LABEL
+from trainer.loss import IGNORED_LABEL, Losses
 from trainer.shard_dataset import Batch
 
 SHAPE = {
@@ -225,10 +226,48 @@ def test_logits_of_targets_alone_give_the_same(options, monkeypatch):
     monkeypatch.setattr(forward, "_MAX_PICKED_SHARE", 0.0)
     num_computed.clear()
     expected = losses_and_gradients(model, batch, configure(**options))
-    assert sum(num_computed) >= 2 * 8 + batch.labels.numel()
+    assert sum(num_computed) > 2 * 8 + 2 * num_targets
     assert_equal(actual, expected, tolerance=1e-5)
     assert actual[0].cross_entropy[0] == 0
     assert (actual[0].cross_entropy[1:] > 0).all()
+
+
+@pytest.mark.parametrize("document_masks", [False, True])
+def test_what_stands_behind_the_last_target_is_left_out(document_masks):
+    model, batch = make_model("mistral"), make_batch(segment_lengths=[[9, 6, 9], [14, 2, 8]])
+    batch.labels[0, -9:] = batch.labels[1, -8:] = IGNORED_LABEL
+    shapes = []
+    hook = model.model.embed_tokens.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    config = configure(document_masks=document_masks)
+    actual = losses_and_gradients(model, batch, config)
+    assert shapes[-1] == (2, 16)
+    hook.remove()
+    # With a later target that weighs nothing, nothing is left out.
+    longer = copy.deepcopy(model).train()
+    prepare_model(longer, config=config, device=CPU)
+    padded = F.pad(batch.labels[:1], (0, 0, 0, 2), value=IGNORED_LABEL)
+    padded[1], padded[2, -1] = batch.labels[1], 1
+    rows = [0, 1, 1]
+    every = replace(
+        batch,
+        input_ids=batch.input_ids[rows],
+        position_ids=batch.position_ids[rows],
+        component_ids=batch.component_ids[rows],
+        labels=padded,
+    )
+    losses = Forward(config)(longer, every)
+    (losses.cross_entropy[:2] * torch.tensor([1.0, 2.0])).sum().backward()
+    gradients = {name: value.grad for name, value in longer.named_parameters()}
+    expected = (Losses(*(values[:2] for values in losses)), gradients)
+    assert_equal(actual, expected, tolerance=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [([[-100, -100]], 2), ([[-100, 5], [-100, -100]], 2), ([[4, -100], [3, -100]], 1), ([[-100, 3, -100]], 2)],
+)
+def test_used_length(labels, expected):
+    assert forward.used_length(torch.tensor(labels)) == expected
 
 
 def test_a_model_that_caps_its_logits_computes_all_of_them(monkeypatch):
