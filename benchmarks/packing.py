@@ -8,8 +8,7 @@ after the other, each in a process of its own with two cores:
 - *threads*: ``encode_batch_fast`` on batches of 1 MB with two threads of the library's own, the answer thrown away;
 - *processes*: the same in two processes of one thread, each with half of the batches;
 - *pack*: the whole job as users call it, from reading JSON Lines to ``COMPLETED``; without loading the tokenizer, which
-  the other two do before the clock starts, and which is shown beside it. ``--runner`` names the runner; DirectRunner,
-  the default, looks for Prism first, which takes a part of a second (``--runner FnApiRunner`` does not);
+  the other two do before the clock starts, and which is shown beside it. ``--runner`` names the runner;
 - *datatrove*, where ``--datatrove-python`` names the Python of an environment that has it (``python -m venv DIR`` and
   ``DIR/bin/pip install 'datatrove[io,processing]'``): ``JsonlReader`` and ``DocumentTokenizer`` with two tasks on two
   workers, each with half of the texts, imports not counted. It neither packs nor mixes.

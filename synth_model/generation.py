@@ -49,6 +49,8 @@ class Sampling:
         max_new_tokens: Longest completion, in tokens.
         frequency_penalty: Subtracted from the logit of a token for each time the completion holds it already; the
             prompt does not count. 0 is off.
+        presence_penalty: Subtracted once from the logit of every token that the completion holds already; likewise. It
+            keeps a small model that always takes the most probable token from asking the same question again.
         temperature: Logits are divided by it before a token is drawn; 0 takes the most probable token, without a draw.
         top_p: A token is drawn from the most probable ones that together reach this probability; 1 is all of them.
         seed: Another seed draws other tokens; see `prompt_seed`.
@@ -56,6 +58,7 @@ class Sampling:
 
     max_new_tokens: int = 256
     frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
@@ -63,8 +66,9 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
-        if not -2.0 <= self.frequency_penalty <= 2.0:
-            raise ValueError(f"frequency_penalty is {self.frequency_penalty}; it must be from -2 to 2.")
+        for name in ("frequency_penalty", "presence_penalty"):
+            if not -2.0 <= getattr(self, name) <= 2.0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be from -2 to 2.")
         if not 0.0 <= self.temperature <= 2.0:
             raise ValueError(f"temperature is {self.temperature}; it must be from 0 (greedy) to 2.")
         if not 0.0 < self.top_p <= 1.0:
@@ -122,7 +126,11 @@ class Engine(Protocol):
 
 def completion_key(prompt: Prompt, *, model_id: str, sampling: Sampling) -> str:
     """The identity of a completion: a hash of model, sampling and prompt (64 hexadecimal characters)."""
-    return json_sha256({"model": model_id, "sampling": asdict(sampling), "prompt": _identity(prompt)})
+    values = asdict(sampling)
+    if not sampling.presence_penalty:
+        # Journals from before there was one stay valid.
+        del values["presence_penalty"]
+    return json_sha256({"model": model_id, "sampling": values, "prompt": _identity(prompt)})
 
 
 def prompt_seed(prompt: Prompt, *, sampling: Sampling) -> int:

@@ -217,8 +217,8 @@ class EndpointEngine:
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
         }
-        if sampling.frequency_penalty:
-            body["frequency_penalty"] = sampling.frequency_penalty
+        penalties = {name: getattr(sampling, name) for name in ("frequency_penalty", "presence_penalty")}
+        body |= {name: penalty for name, penalty in penalties.items() if penalty}
         if sampling.temperature:
             # Some servers keep seeds in 32 bits, with a sign.
             body |= {"top_p": sampling.top_p, "seed": prompt_seed(prompt, sampling=sampling) >> 32}

@@ -147,6 +147,7 @@ class OpenvinoEngine:
         config.max_new_tokens = sampling.max_new_tokens
         config.stop_token_ids = self._eos_ids
         config.frequency_penalty = sampling.frequency_penalty
+        config.presence_penalty = sampling.presence_penalty
         config.do_sample = sampling.temperature > 0
         if config.do_sample:
             config.temperature = sampling.temperature

@@ -1,10 +1,10 @@
 """Chooses the next tokens of many requests at once, each by its own sampling, for continuous batching.
 
 The manager of transformers takes the largest logit of each row. This class stands where it keeps its logits
-processors and changes the rows of the requests that ask for more: it subtracts the frequency penalty of what the
-completion holds, and where there is a temperature it draws a token and leaves only that one possible. The uniform
-number of a draw is the one that belongs to its place in the completion, so that a request that the manager evicts and
-computes again goes on as it would have.
+processors and changes the rows of the requests that ask for more: it subtracts the penalties of what the completion
+holds, and where there is a temperature it draws a token and leaves only that one possible. The uniform number of a draw
+is the one that belongs to its place in the completion, so that a request that the manager evicts and computes again
+goes on as it would have.
 
 Cost: per step and request, its completion so far as a list on the CPU; `draw_tokens` for those that draw. It needs the
 newest tokens on the CPU before the next step, so it works neither with CUDA graphs nor with the manager's asynchronous
@@ -34,6 +34,7 @@ class TokenChoice:
     Args:
         num_prompt_tokens: Where its completion begins.
         frequency_penalty: See `synth_model.generation.Sampling`.
+        presence_penalty: Likewise.
         temperature: Likewise.
         top_p: Likewise.
         uniforms: float64 in [0, 1), one for each token that the completion may have; empty without a temperature.
@@ -41,6 +42,7 @@ class TokenChoice:
 
     num_prompt_tokens: int
     frequency_penalty: float
+    presence_penalty: float
     temperature: float
     top_p: float
     uniforms: np.ndarray
@@ -48,7 +50,7 @@ class TokenChoice:
 
 def is_plain(sampling: Sampling) -> bool:
     """Whether the largest logit is always the choice."""
-    return not sampling.temperature and not sampling.frequency_penalty
+    return not sampling.temperature and not sampling.frequency_penalty and not sampling.presence_penalty
 
 
 def token_choice(sampling: Sampling, *, num_prompt_tokens: int, seed: int) -> TokenChoice:
@@ -57,6 +59,7 @@ def token_choice(sampling: Sampling, *, num_prompt_tokens: int, seed: int) -> To
     return TokenChoice(
         num_prompt_tokens=num_prompt_tokens,
         frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         uniforms=rng(seed, "tokens").random(num_draws),
@@ -118,6 +121,11 @@ def choose_tokens(scores: torch.Tensor, completions: Sequence[tuple[TokenChoice,
             rows += [row] * len(completion)
             tokens += completion
             penalties += [-choice.frequency_penalty] * len(completion)
+        if choice.presence_penalty:
+            present = set(completion)
+            rows += [row] * len(present)
+            tokens += present
+            penalties += [-choice.presence_penalty] * len(present)
     device = scores.device
     if rows:
         # On the flat matrix a token that stands there twice is lowered twice.

@@ -193,6 +193,7 @@ def _sampling_params(sampling: Sampling, *, seed: int) -> Any:
     return SamplingParams(
         max_tokens=sampling.max_new_tokens,
         frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
         temperature=sampling.temperature,
         top_p=sampling.top_p if sampling.temperature else 1.0,
         seed=seed if sampling.temperature else None,

@@ -1,4 +1,5 @@
 import itertools
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -101,6 +102,23 @@ def test_parts_are_bounded_and_hold_the_same_texts(tmp_path, monkeypatch):
     assert texts_of(read_texts(index)) == texts_of(read_texts(whole))
     assert list(read_rejects(index)) == list(read_rejects(whole)) == [reject(number) for number in range(100)]
     assert len(index.rejects) == 34
+
+
+@pytest.mark.parametrize("before", [None, "true"])
+def test_the_tokenizers_own_threads_stay_out_of_it(tmp_path, monkeypatch, before):
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    if before:
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", before)
+    seen = []
+
+    class Looking(ByteTokenizer):
+        def encode(self, texts):
+            seen.append(os.environ.get("TOKENIZERS_PARALLELISM"))
+            return super().encode(texts)
+
+    tokenize_unit(str(tmp_path), [text(0)], tokenizer=Looking(), keeping=KEEPING)
+    assert seen == ["false"]
+    assert os.environ.get("TOKENIZERS_PARALLELISM") == before
 
 
 def test_held_out_groups_have_parts_of_their_own(tmp_path):

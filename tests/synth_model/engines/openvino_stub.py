@@ -33,6 +33,7 @@ class GenerationConfig:
         "do_sample",
         "frequency_penalty",
         "max_new_tokens",
+        "presence_penalty",
         "rng_seed",
         "stop_token_ids",
         "temperature",

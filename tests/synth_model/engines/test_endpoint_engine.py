@@ -175,18 +175,20 @@ def test_a_server_that_takes_strings_reads_the_prompts_own_tokens(connect, token
 
 
 def test_sampling_is_sent_as_the_endpoint_calls_it(connect):
-    hot = Sampling(max_new_tokens=5, temperature=0.8, top_p=0.9, seed=3, frequency_penalty=0.5)
+    hot = Sampling(max_new_tokens=5, temperature=0.8, top_p=0.9, seed=3, frequency_penalty=0.5, presence_penalty=-1.0)
     with serving(lambda request: reply(request, "words")) as server:
         engine = connect(server.url)
         engine.generate(PROMPTS[:3], sampling=hot)
         engine.generate(PROMPTS[2:3], sampling=hot)
     fields = [request.fields for request in server.received]
-    assert {name: fields[0][name] for name in ("max_tokens", "temperature", "top_p", "frequency_penalty")} == {
+    expected = {
         "max_tokens": 5,
         "temperature": 0.8,
         "top_p": 0.9,
         "frequency_penalty": 0.5,
+        "presence_penalty": -1.0,
     }
+    assert {name: fields[0][name] for name in expected} == expected
     # A prompt's own seed, whatever its batch.
     seeds = [prompt_seed(prompt, sampling=hot) >> 32 for prompt in PROMPTS[:3]]
     assert sorted(one["seed"] for one in fields) == sorted([*seeds, seeds[2]])

@@ -16,7 +16,7 @@ from tests.synth_model import tiny_model
 from tests.synth_model.engines import openvino_stub
 
 SAMPLING = Sampling(max_new_tokens=12)
-HOT = Sampling(max_new_tokens=12, temperature=0.8, top_p=0.9, seed=3, frequency_penalty=0.5)
+HOT = Sampling(max_new_tokens=12, temperature=0.8, top_p=0.9, seed=3, frequency_penalty=0.5, presence_penalty=0.25)
 PROMPTS = [
     Prompt(text=text)
     for text in ("a", "The tide turns twice a day.", build_prompt([], text="Ebb."), "naïve 漢字 \U0001f642", "zzzz")
@@ -73,6 +73,7 @@ def test_sampling_is_passed_on(engine):
     first = drawn[0]
     assert (first.do_sample, first.temperature, first.top_p, first.frequency_penalty) == (True, 0.8, 0.9, 0.5)
     assert (first.max_new_tokens, first.stop_token_ids) == (12, {1, *range(20, 30)})
+    assert (first.presence_penalty, greedy.presence_penalty) == (0.25, 0.0)
     assert (greedy.do_sample, greedy.frequency_penalty) == (False, 0.0)
     assert not hasattr(greedy, "temperature")
 

@@ -26,6 +26,7 @@ GREEDY = Sampling(max_new_tokens=10)
 SAMPLINGS = {
     "greedy": GREEDY,
     "penalty": replace(GREEDY, frequency_penalty=1.5),
+    "penalty on presence": replace(GREEDY, presence_penalty=1.5),
     "drawn": replace(GREEDY, temperature=1.3, top_p=0.9),
     "drawn with a penalty": replace(GREEDY, temperature=0.8, frequency_penalty=0.7),
 }

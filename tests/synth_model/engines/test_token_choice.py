@@ -16,6 +16,8 @@ GREEDY = Sampling(max_new_tokens=5)
 PENALIZED = Sampling(max_new_tokens=5, frequency_penalty=0.5)
 HOT = Sampling(max_new_tokens=5, temperature=1.3, top_p=0.9)
 BOTH = Sampling(max_new_tokens=5, temperature=0.7, frequency_penalty=-1.0)
+PRESENT = Sampling(max_new_tokens=5, presence_penalty=1.25)
+ALL = Sampling(max_new_tokens=5, temperature=0.7, frequency_penalty=0.5, presence_penalty=-0.75)
 
 
 def choice(sampling, seed=3):
@@ -23,7 +25,8 @@ def choice(sampling, seed=3):
 
 
 @pytest.mark.parametrize(
-    ("sampling", "plain"), [(GREEDY, True), (Sampling(top_p=0.5), True), (PENALIZED, False), (HOT, False)]
+    ("sampling", "plain"),
+    [(GREEDY, True), (Sampling(top_p=0.5), True), (PENALIZED, False), (PRESENT, False), (HOT, False)],
 )
 def test_only_greedy_without_a_penalty_is_plain(sampling, plain):
     assert is_plain(sampling) is plain
@@ -33,6 +36,8 @@ def test_a_row_that_asks_for_nothing_stays_and_one_with_a_penalty_is_lowered_onc
     scores = torch.arange(14.0).reshape(2, 7)
     chosen = choose_tokens(scores, [(choice(GREEDY), [1, 1]), (choice(PENALIZED), [6, 2, 6])])
     assert chosen.tolist() == [[0, 1, 2, 3, 4, 5, 6], [7, 8, 9 - 0.5, 10, 11, 12, 13 - 1.0]]
+    chosen = choose_tokens(scores, [(choice(PRESENT), [1, 1, 3]), (choice(PRESENT), [])])
+    assert chosen.tolist() == [[0, 1 - 1.25, 2, 3 - 1.25, 4, 5, 6], [7, 8, 9, 10, 11, 12, 13]]
     # The logits given are the model's; nothing is written to them.
     assert scores.flatten().tolist() == list(range(14))
 
@@ -49,7 +54,7 @@ def test_a_row_that_draws_leaves_one_token_and_its_place_says_which_number_it_ta
     assert len(set(drawn)) > 1
 
 
-samplings = st.sampled_from([GREEDY, PENALIZED, HOT, BOTH])
+samplings = st.sampled_from([GREEDY, PENALIZED, HOT, BOTH, PRESENT, ALL])
 completions = st.lists(st.integers(0, VOCABULARY - 1), max_size=4)
 
 
@@ -66,6 +71,8 @@ def test_rows_together_are_the_rows_alone(rows, seed):
         for token, count in Counter(completion).items():
             for _ in range(count):
                 lowered[token] -= sampling.frequency_penalty
+        for token in set(completion):
+            lowered[token] -= sampling.presence_penalty
         expected = lowered.argmax()
         if sampling.temperature:
             uniform = torch.tensor([pair[0].uniforms[len(completion)]])

@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY
 from tests.synth_model.engines import vllm_stub
 
 SAMPLING = Sampling(max_new_tokens=12)
-HOT = Sampling(max_new_tokens=12, temperature=0.8, top_p=0.9, seed=3, frequency_penalty=0.5)
+HOT = Sampling(max_new_tokens=12, temperature=0.8, top_p=0.9, seed=3, frequency_penalty=0.5, presence_penalty=0.25)
 PROMPTS = [
     Prompt(text=text)
     for text in [
@@ -101,6 +101,7 @@ def test_sampling_means_the_same(engine):
     assert [params.seed for params in all_params] == [prompt_seed(prompt, sampling=HOT) for prompt in PROMPTS]
     assert alone == all_params[2]
     assert (alone.temperature, alone.top_p, alone.frequency_penalty, alone.max_tokens) == (0.8, 0.9, 0.5, 12)
+    assert (alone.presence_penalty, greedy.presence_penalty) == (0.25, 0.0)
     assert (greedy.temperature, greedy.top_p, greedy.seed, greedy.frequency_penalty) == (0.0, 1.0, None, 0.0)
 
 

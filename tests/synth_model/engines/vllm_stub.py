@@ -52,6 +52,7 @@ class Platform:
 @dataclass
 class SamplingParams:
     frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
