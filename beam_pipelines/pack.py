@@ -73,8 +73,8 @@ class PackConfig:
         num_shards: Files of training rows; by default as many as ``shard_tokens`` asks for.
         num_validation_shards: Files of validation rows; likewise.
         shard_tokens: About how many tokens a shard holds where the number of shards is not given, and after how many
-            tokens a file of tokenized text is written. A worker needs about 10 bytes of memory for each. With a cache
-            on an object store and many shards, larger is faster.
+            tokens a file of tokenized text is written. A worker needs about 10 bytes of memory for each, for up to four
+            shards at a time. With a cache on an object store and many shards, larger is faster.
         validation_fraction: Share of the groups (chains, documents, instructions) held out, drawn by hash.
         add_bos: Whether each text begins with the tokenizer's BOS.
         add_eos: Whether each text ends with the tokenizer's EOS.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import apache_beam as beam
 from apache_beam.pvalue import AsDict, AsList
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_pipelines.component_tokenization import TokenizedUnit
 from beam_pipelines.shard_selection import Holdings, ShardKey, count_holdings, shard_counts
@@ -14,6 +19,8 @@ from beam_pipelines.shard_writing import ShardLayout, ShardReport, plan_tokens, 
 from contracts.manifest import Split
 
 ShardHoldings = Mapping[str, Holdings]
+
+_MAX_SHARDS_AT_A_TIME = 4
 
 
 @dataclass(kw_only=True)
@@ -42,7 +49,7 @@ class WriteShards(beam.PTransform):
             | "DealShards" >> beam.GroupByKey()
         )
         holdings = shards | "Count" >> beam.FlatMap(settings.count, all_units)
-        reports = shards | "Write" >> beam.FlatMap(settings.write, all_units, AsDict(holdings))
+        reports = shards | "Write" >> beam.ParDo(_WriteShard(settings), all_units, AsDict(holdings))
         return reports, holdings
 
 
@@ -78,11 +85,11 @@ class _Shards:
         dealt: tuple[ShardKey, Iterable[None]],
         units: Sequence[TokenizedUnit],
         holdings: Mapping[ShardKey, ShardHoldings],
-    ) -> Iterable[ShardReport]:
+    ) -> ShardReport | None:
         """A shard without a text is not written."""
         shard, _ = dealt
         if shard not in holdings:
-            return
+            return None
         counts = self._counts(units)
         plan = plan_tokens(
             self.layout.components,
@@ -90,7 +97,7 @@ class _Shards:
             num_shards=counts,
             sequence_length=self.layout.sequence_length,
         )
-        yield write_shard(
+        return write_shard(
             shard,
             count=counts[shard[0]],
             num_tokens=plan[shard],
@@ -101,3 +108,48 @@ class _Shards:
 
     def _counts(self, units: Sequence[TokenizedUnit]) -> dict[Split, int]:
         return shard_counts(units, num_shards=self.num_shards, shard_tokens=self.shard_tokens)
+
+
+class _WriteShard(beam.DoFn):
+    """Writes the shards of a bundle some at a time: gathering and compressing run outside of Python's lock.
+
+    As many as there are cores, but at most `_MAX_SHARDS_AT_A_TIME`, since each takes memory for its tokens.
+    """
+
+    def __init__(self, settings: _Shards) -> None:
+        self._settings = settings
+        self._num_threads = 1
+        self._pool: ThreadPoolExecutor | None = None
+        self._pending: deque[Future[ShardReport | None]] = deque()
+
+    def setup(self) -> None:
+        self._num_threads = min(os.cpu_count() or 1, _MAX_SHARDS_AT_A_TIME)
+        self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="write-shard")
+
+    def start_bundle(self) -> None:
+        self._pending = deque()
+
+    def process(
+        self,
+        dealt: tuple[ShardKey, Iterable[None]],
+        units: Sequence[TokenizedUnit],
+        holdings: Mapping[ShardKey, ShardHoldings],
+    ) -> Iterable[ShardReport]:
+        assert self._pool is not None
+        while len(self._pending) >= self._num_threads:
+            yield from _written(self._pending.popleft())
+        self._pending.append(self._pool.submit(self._settings.write, dealt, units, holdings))
+
+    def finish_bundle(self) -> Iterable[WindowedValue]:
+        while self._pending:
+            for report in _written(self._pending.popleft()):
+                yield GlobalWindows.windowed_value(report)
+
+    def teardown(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def _written(shard: Future[ShardReport | None]) -> Iterable[ShardReport]:
+    report = shard.result()
+    return () if report is None else (report,)

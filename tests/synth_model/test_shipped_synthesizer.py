@@ -72,7 +72,7 @@ def test_it_writes_pairs_about_a_text():
     document = Document(doc_id="lease", source="docs", text=TEXT)
     prompt = synthesizer.build_prompt((), document=document, special_tokens=special_tokens)
     engine = load_engine(engine_config)
-    (completion,) = engine.generate([prompt], sampling=Sampling(max_new_tokens=160, frequency_penalty=0.1))
+    (completion,) = engine.generate([prompt], sampling=Sampling(max_new_tokens=224, presence_penalty=2.0))
     assert isinstance(completion, Completion)
     pairs = synthesizer.parse(completion, special_tokens=special_tokens)
     assert pairs, completion.text
