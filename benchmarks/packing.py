@@ -13,10 +13,10 @@ after the other, each in a process of its own with two cores:
   ``DIR/bin/pip install 'datatrove[io,processing]'``): ``JsonlReader`` and ``DocumentTokenizer`` with two tasks on two
   workers, each with half of the texts, imports not counted. It neither packs nor mixes.
 
-The tokenizer's limit is the faster of the first two, and what pack is held against the mean of the limits before and
-behind it. Beside the ratio of times stands that of CPU
-time: what pack adds to tokenizing, on a machine however busy. Memory is the largest sum of the resident memory
-of the process and those that it started, sampled every 20 ms; pages that processes share count in each.
+The tokenizer's limit is the faster of the first two, and pack is held against the mean of the limits before and behind
+it. Beside the ratio of times stands that of CPU time: what pack adds to tokenizing, on a machine however busy. Memory
+is the largest sum of the resident memory of the process and those that it started, sampled every 20 ms; pages that
+processes share count in each.
 
 ``--chains`` packs an augmented corpus instead, chains of three of these texts with pairs made of their words; the limit
 is then that of the rendered texts. ``--growth`` packs ten times the text as well, into ten times as many shards, since
@@ -356,8 +356,8 @@ def compare(folder: str, *, packed_folder: str, args: argparse.Namespace) -> Non
         cpu_ratios.append((before["cpu_seconds"] + after["cpu_seconds"]) / 2 / packed["cpu_seconds"])
         megabytes.append(packed["megabytes"])
         line = (
-            f"{turn:4}  {before['seconds']:11.2f}s  {after['seconds']:5.2f}s  {after['num_tokens'] / seconds / 1e6:6.2f}  "
-            f"{packed['seconds']:6.2f}s  {ratios[-1]:10.3f}  {cpu_ratios[-1]:9.3f}  {packed['loading']:6.2f}s  "
+            f"{turn:4}  {before['seconds']:11.2f}s  {after['seconds']:5.2f}s  "
+            f"{after['num_tokens'] / seconds / 1e6:6.2f}  {packed['seconds']:6.2f}s  {ratios[-1]:10.3f}  {cpu_ratios[-1]:9.3f}  {packed['loading']:6.2f}s  "
             f"{packed['megabytes']:5.0f}"
         )
         if args.datatrove_python:
