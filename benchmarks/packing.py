@@ -357,8 +357,8 @@ def compare(folder: str, *, packed_folder: str, args: argparse.Namespace) -> Non
         megabytes.append(packed["megabytes"])
         line = (
             f"{turn:4}  {before['seconds']:11.2f}s  {after['seconds']:5.2f}s  "
-            f"{after['num_tokens'] / seconds / 1e6:6.2f}  {packed['seconds']:6.2f}s  {ratios[-1]:10.3f}  {cpu_ratios[-1]:9.3f}  {packed['loading']:6.2f}s  "
-            f"{packed['megabytes']:5.0f}"
+            f"{after['num_tokens'] / seconds / 1e6:6.2f}  {packed['seconds']:6.2f}s  {ratios[-1]:10.3f}  "
+            f"{cpu_ratios[-1]:9.3f}  {packed['loading']:6.2f}s  {packed['megabytes']:5.0f}"
         )
         if args.datatrove_python:
             other = with_datatrove(args.datatrove_python, folder, args.tokenizer)
