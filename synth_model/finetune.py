@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from types import FrameType
 
 import yaml
 
@@ -40,7 +40,7 @@ _PACK = [sys.executable, "-m", "beam_pipelines", "pack"]
 
 
 class StepFailedError(Exception):
-    """A step ended with another exit code than 0; ``args`` is (step, exit code)."""
+    """A step ended with another exit code than 0 or was interrupted; ``args`` is (step, exit code)."""
 
 
 def finetune(config: FinetuneConfig) -> int:
@@ -123,28 +123,43 @@ def _check(files: Mapping[str, str], *, config: FinetuneConfig) -> None:
 def run_step(step: str, command: Sequence[str]) -> None:
     """Runs the command of a step and waits for it, also when interrupted: a step saves what it has before it ends.
 
-    Ctrl-C reaches the step by itself, from the terminal; SIGTERM is passed on.
+    Ctrl-C reaches the step by itself, from the terminal; SIGTERM is passed on, and so is what came before its start.
 
     Raises:
         ValueError: There is no such command.
-        StepFailedError: It ended with another exit code than 0, or by a signal, which counts as 128 and its number.
+        StepFailedError: It ended with another exit code than 0, or by a signal, which counts as 128 and its number; or
+            it was interrupted and yet ended with 0, so that the steps behind it are not to begin.
     """
     print(f"== {step}", flush=True)
+    process: subprocess.Popen[bytes] | None = None
+    interrupted_by: int | None = None
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted_by
+        interrupted_by = number
+        if process is not None and number == signal.SIGTERM:
+            process.terminate()
+
+    # Before the step is started: a signal that came in between would end this process and leave the step running.
+    earlier = {signal.SIGTERM: signal.signal(signal.SIGTERM, note)}
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        earlier[signal.SIGINT] = signal.signal(signal.SIGINT, note)
     try:
         process = subprocess.Popen(command)
+        if interrupted_by is not None:
+            process.send_signal(interrupted_by)
+        process.wait()
     except FileNotFoundError as error:
         raise ValueError(
             f"The step {step} cannot start: there is no command {command[0]!r}. Check launcher."
         ) from error
-    earlier = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
-    try:
-        while process.returncode is None:
-            with suppress(KeyboardInterrupt):
-                process.wait()
     finally:
-        signal.signal(signal.SIGTERM, earlier)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
     if process.returncode:
         raise StepFailedError(step, process.returncode if process.returncode > 0 else 128 - process.returncode)
+    if interrupted_by is not None:
+        raise StepFailedError(step, 128 + interrupted_by)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -56,10 +56,15 @@ def main(arguments: Sequence[str]) -> int:
 def _signals_passed_on() -> Iterator[None]:
     """Passes signals on to a single process; to several, PyTorch's launcher does, with handlers of its own."""
     import psutil
+    from torch.distributed.elastic.multiprocessing.api import SignalException
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        for child in psutil.Process().children():
+        children = psutil.Process().children()
+        for child in children:
             child.send_signal(number)
+        if not children:
+            # Nothing is started yet, and nothing is to be: schedulers ask only once.
+            raise SignalException("Stopped before the start", sigval=signal.Signals(number))
 
     earlier = {number: signal.signal(number, pass_on) for number in _SIGNALS}
     try:

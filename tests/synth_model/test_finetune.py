@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from synth_model.finetune import main
+from synth_model.finetune import StepFailedError, main, run_step
 from synth_model.tuning.config import FinetuneConfig, sequence_marks, step_configs
 from synth_model.wire_format import RELEASED_MARKS, SequenceMarks
 from tests.beam_pipelines.pipeline_runs import read_chains
@@ -259,6 +259,52 @@ def test_a_step_that_is_interrupted_is_left_the_time_to_save(is_typed):
     else:
         process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=30)[0] == "saved\n('train', 130)\n"
+
+
+_SIGNALLED_STEP = """
+import os, signal, subprocess, sys
+from synth_model import finetune
+
+number, moment = int(sys.argv[1]), sys.argv[2]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+start = subprocess.Popen
+
+def signalled_start(command):
+    if moment == "before":
+        os.kill(os.getpid(), number)
+    process = start(command, stdout=subprocess.PIPE)
+    # The signal is passed on when this returns, so the step must have its handler by then.
+    process.stdout.readline()
+    if moment == "behind":
+        os.kill(os.getpid(), number)
+    return process
+
+subprocess.Popen = signalled_start
+try:
+    finetune.run_step("train", ["sh", "-c", "trap 'exit 7' INT TERM; echo ready; while :; do sleep 0.1; done"])
+except finetune.StepFailedError as error:
+    print(error.args)
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "behind"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_step_is_being_started_reaches_it(number, moment):
+    command = [sys.executable, "-c", _SIGNALLED_STEP, str(int(number)), moment]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.returncode) == ("== train\n('train', 7)\n", 0), done.stderr
+
+
+def test_a_step_that_ends_well_in_spite_of_an_interrupt_is_the_last():
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            script = f"trap 'exit 0' TERM; kill -{int(number)} $PPID; for i in 1 2 3 4 5; do sleep 0.1; done"
+            with pytest.raises(StepFailedError) as raised:
+                run_step("train", ["sh", "-c", script])
+            assert raised.value.args == ("train", 128 + number)
+    finally:
+        signal.signal(signal.SIGINT, earlier)
 
 
 @pytest.mark.parametrize(

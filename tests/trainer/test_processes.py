@@ -296,6 +296,22 @@ def test_sigterm_to_the_launcher_saves_and_gives_its_code(shards, tmp_path, laun
     assert not (tmp_path / "out" / "COMPLETED").exists()
 
 
+_SIGNALLED_LAUNCH = """
+import os, sys
+from accelerate.commands import launch as accelerate_launch
+from trainer import launch
+
+accelerate_launch.launch_command = lambda options: os.kill(os.getpid(), int(sys.argv[1]))
+sys.exit(launch.main(["-m", "trainer.pretrain"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_start_ends_the_launcher(number):
+    done = subprocess.run([sys.executable, "-c", _SIGNALLED_LAUNCH, str(int(number))], cwd=REPOSITORY, timeout=120)
+    assert done.returncode == 128 + number
+
+
 @pytest.mark.parametrize(("own_code", "expected"), [("2", 2), ("1", 1), ("-9", 128 + 9)])
 def test_the_launcher_gives_the_code_of_the_process_that_fails(tmp_path, own_code, expected):
     (tmp_path / "worker.py").write_text(
