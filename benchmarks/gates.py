@@ -40,6 +40,7 @@ BOUNDS = {
     "min_grounding": (0.2, 0.35, 0.5),
     "max_instruction_overlap": (0.5, 0.6, 0.8),
     "max_similarity_in_text": (0.7, 0.8, 0.9),
+    "max_same_responses_in_text": (1, 2, 3),
     "min_language_probability": (0.01, 0.05, 0.2),
     "max_instruction_characters": (1000, 2000),
     "max_response_characters": (2000, 4000),

@@ -20,6 +20,7 @@ _COUNTS = (
     "max_instruction_characters",
     "min_response_characters",
     "max_response_characters",
+    "max_same_responses_in_text",
     "max_repeats_in_corpus",
 )
 
@@ -33,6 +34,8 @@ class PairGateConfig:
         max_instruction_overlap: Greatest likeness, from 0 to 1, of a response to its instruction; 1 is off.
         max_similarity_in_text: Greatest likeness, from 0 to 1, of an instruction to an earlier one of the same text;
             1 is off.
+        max_same_responses_in_text: How many pairs of a text may have one and the same response, case and white space
+            aside; 0 is off.
         min_language_probability: Least probability, from 0 to 1, that instruction and response are in the language of
             the text; 0 is off.
         min_language_characters: A side of a pair shorter than this is judged by its script alone.
@@ -51,6 +54,7 @@ class PairGateConfig:
     min_grounding: float = 0.0
     max_instruction_overlap: float = 1.0
     max_similarity_in_text: float = 1.0
+    max_same_responses_in_text: int = 0
     min_language_probability: float = 0.0
     min_language_characters: int = 40
     min_instruction_characters: int = 0

@@ -6,13 +6,14 @@ of scores is that of all pairs. Two gates see fewer: context dependence, which c
 that have passed the others (`synth_model.gates.context_dependence`), and repeats in the corpus are counted among the
 pairs that have passed everything (`beam_pipelines.transforms.limit_repeated_instructions`).
 
-Within a text, an instruction is compared with those of the earlier pairs that passed here. Nothing depends on other
+Within a text, a pair is compared with the earlier ones that passed here. Nothing depends on other
 texts, so neither on order nor on workers. With ``report_only`` everything is measured just so, and nothing rejected.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -21,14 +22,16 @@ from contracts.records import Document, InstructionPair, Reject
 from contracts.score_histograms import bin_index
 from synth_model.gates.config import PairGateConfig
 from synth_model.gates.pair_scores import content_units, grounding, language_match, text_language
-from synth_model.text_similarity import jaccard, shingles
+from synth_model.text_similarity import jaccard, normalize, shingles
 
 _SHARE_EDGES = tuple(step / 20 for step in range(1, 21))
+_COUNT_EDGES = tuple(float(count) for count in range(1, 17))
 _CHARACTER_EDGES = tuple(float(1 << power) for power in range(14))
 
 GROUNDING = "grounding"
 INSTRUCTION_OVERLAP = "instruction_overlap"
 SIMILARITY_IN_TEXT = "similarity_in_text"
+SAME_RESPONSES_IN_TEXT = "same_responses_in_text"
 LANGUAGE = "language_probability"
 INSTRUCTION_CHARACTERS = "instruction_characters"
 RESPONSE_CHARACTERS = "response_characters"
@@ -39,6 +42,7 @@ SCORE_EDGES: Mapping[str, tuple[float, ...]] = {
     GROUNDING: _SHARE_EDGES,
     INSTRUCTION_OVERLAP: _SHARE_EDGES,
     SIMILARITY_IN_TEXT: _SHARE_EDGES,
+    SAME_RESPONSES_IN_TEXT: _COUNT_EDGES,
     LANGUAGE: _SHARE_EDGES,
     INSTRUCTION_CHARACTERS: _CHARACTER_EDGES,
     RESPONSE_CHARACTERS: _CHARACTER_EDGES,
@@ -111,6 +115,7 @@ def judge_pairs(pairs: Sequence[InstructionPair], *, document: Document, gates: 
     language = text_language(text, min_characters=min_characters) if gates.min_language_probability else None
     compares = gates.max_instruction_overlap < 1 or gates.max_similarity_in_text < 1
     passed: list[frozenset[str]] = []
+    responses: Counter[str] = Counter()
     judged: list[JudgedPair] = []
     for pair in pairs:
         asked = shingles(pair.instruction) if compares else frozenset()
@@ -130,10 +135,22 @@ def judge_pairs(pairs: Sequence[InstructionPair], *, document: Document, gates: 
             score = max((jaccard(asked, other) for other in passed), default=0.0)
             bound = gates.max_similarity_in_text
             measurements.append(at_most(SIMILARITY_IN_TEXT, score, bound=bound, reason="similar_in_text"))
+        if gates.max_same_responses_in_text:
+            count = 1 + responses[normalize(pair.response)]
+            measurements.append(_count_same_response(count, bound=gates.max_same_responses_in_text))
         judged.append(JudgedPair(pair=pair, measurements=tuple(measurements)))
         if judged[-1].refusal is None:
             passed.append(asked)
+            responses[normalize(pair.response)] += 1
     return judged
+
+
+def _count_same_response(count: int, *, bound: int) -> Measurement:
+    refusal = None
+    if count > bound:
+        detail = f"{count} pairs of the text with this response are above {bound}"
+        refusal = Refusal(reason="repeated_response", detail=detail)
+    return Measurement(gate=SAME_RESPONSES_IN_TEXT, score=float(count), refusal=refusal)
 
 
 def _measure_lengths(pair: InstructionPair, gates: PairGateConfig) -> list[Measurement]:

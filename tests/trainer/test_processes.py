@@ -255,7 +255,7 @@ def test_a_second_signal_ends_a_process_that_is_stuck(shards, tmp_path):
         time.sleep(0.3)
     run.processes[0].join(1.0)
     assert run.processes[0].is_alive()
-    time.sleep(1.5)
+    time.sleep(2.5)
     os.kill(run.processes[0].pid, signal.SIGINT)
     assert run.wait(20) == [128 + signal.SIGINT]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from contracts.records import Document, InstructionPair
 from synth_model.gates.config import PairGateConfig
 from synth_model.gates.judging import SCORE_EDGES, judge_pairs, score_counts, settle
-from synth_model.text_similarity import jaccard, shingles
+from synth_model.text_similarity import jaccard, normalize, shingles
 
 DOCUMENT = Document(
     doc_id="tides", source="web", title="Tides", text="The tide turns twice a day because the moon pulls at the sea."
@@ -38,6 +38,12 @@ def pair(instruction, response="Twice a day."):
             pair("How often does the tide turn!"),
             "similar_in_text",
             "similarity in text 0.923 is above 0.7",
+        ),
+        (
+            {"max_same_responses_in_text": 1},
+            pair("How many times does it turn in a day?", "twice  a Day."),
+            "repeated_response",
+            "2 pairs of the text with this response are above 1",
         ),
         (
             {"min_language_probability": 0.1},
@@ -90,6 +96,19 @@ def test_an_instruction_is_compared_with_those_that_passed_only():
     ]
 
 
+def test_a_response_may_stand_as_often_as_is_allowed_and_those_that_failed_do_not_count():
+    asked = [pair(f"Is it so, number {number}?", "Yes.") for number in range(4)]
+    asked[1] = pair("Is it so, and is this instruction longer than allowed?", "Yes.")
+    judged = judge(asked, max_same_responses_in_text=2, max_instruction_characters=30)
+    assert [item.refusal and item.refusal.reason for item in judged] == [
+        None,
+        "instruction_too_long",
+        None,
+        "repeated_response",
+    ]
+    assert [item.measurements[-1].score for item in judged] == [1.0, 2.0, 2.0, 3.0]
+
+
 def test_the_first_failed_gate_names_the_reason_but_all_are_measured():
     (judged,) = judge([pair("Why?", "Bread rises.")], min_grounding=0.5, max_response_characters=3)
     assert judged.refusal.reason == "response_too_long"
@@ -109,6 +128,7 @@ TEXTS = st.lists(WORDS, min_size=1, max_size=8).map(" ".join)
             "min_grounding": st.floats(0, 1),
             "max_instruction_overlap": st.floats(0, 1),
             "max_similarity_in_text": st.floats(0, 1),
+            "max_same_responses_in_text": st.integers(0, 2),
             "min_instruction_characters": st.integers(0, 20),
             "max_response_characters": st.integers(0, 20),
         },
@@ -124,6 +144,8 @@ def test_what_stays_passes_every_gate_and_nothing_disappears(pairs, bounds):
         earlier = [jaccard(shingles(item.instruction), shingles(other.instruction)) for other in kept[:number]]
         assert gates.max_similarity_in_text == 1 or max(earlier, default=0) <= gates.max_similarity_in_text
         assert len(item.instruction) >= gates.min_instruction_characters
+        num_same = sum(normalize(other.response) == normalize(item.response) for other in kept)
+        assert not gates.max_same_responses_in_text or num_same <= gates.max_same_responses_in_text
         assert not gates.max_response_characters or len(item.response) <= gates.max_response_characters
     # What stays is what would stay alone, but for likeness to each other.
     again, _ = settle(judge_pairs(kept, document=DOCUMENT, gates=gates), document=DOCUMENT, gates=gates)
