@@ -5,7 +5,7 @@ an item that is shorter counts as a whole, if it has at least ``min_item_words``
 runs, whatever its case and punctuation, is contaminated.
 
 The index is two sorted arrays a length of n-gram, 12 bytes an n-gram: the 14,000 questions of MMLU take about 10 MB.
-It is loaded once a process. Cost: that of `beam_pipelines.word_ngrams`, and a binary search a word and length.
+It is loaded once a process. Cost: that of `synth_model.word_ngrams`, and a binary search a word and length.
 
 Not done here: paraphrases and translations of an item; cutting the passage out instead of rejecting the text. A run
 that many items share, such as the wording of their task, contaminates like any other: look at the rejects, and name the
@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_pipelines.word_ngrams import find_words, ngram_hashes, word_hashes
 from contracts import storage
 from contracts.record_files import SUFFIXES, read_records
 from contracts.records import Reject
+from synth_model.word_ngrams import find_words, ngram_hashes, word_hashes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beam_pipelines.near_duplicates import NUM_PERMUTATIONS, bands_for, check_available, new_minhash
-from beam_pipelines.word_ngrams import ngram_hashes, word_hashes
 from contracts.records import Document
 from contracts.seeding import stable_hash_hex
 from synth_model.text_similarity import normalize
+from synth_model.word_ngrams import ngram_hashes, word_hashes
 
 _SHINGLE_WORDS = 5
 # A signature is computed from as many n-grams at once as keep the work below 16 MB.

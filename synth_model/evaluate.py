@@ -36,6 +36,7 @@ from synth_model.evaluation.completing import LoadedEngine, complete_prompts
 from synth_model.evaluation.completion_log import CompletionLog
 from synth_model.evaluation.config import EvaluateConfig
 from synth_model.evaluation.judging import Judgement, describe, judge, make_figures
+from synth_model.evaluation.known_texts import find_known_texts
 from synth_model.evaluation.report import print_report, render_page
 from synth_model.evaluation.requests import Request, System, fits_alone, make_requests, make_system, sampling_of
 from synth_model.evaluation.text_selection import (
@@ -45,7 +46,6 @@ from synth_model.evaluation.text_selection import (
     check_splits,
     read_gold_examples,
     select_texts,
-    text_key,
 )
 from synth_model.generation import Failure, Outcome, completion_key
 
@@ -75,27 +75,27 @@ def evaluate(config: EvaluateConfig, *, console: Console | None = None) -> dict[
     """
     config.check()
     similarity.check_available()
-    inputs = _identify_inputs(config)
+    systems = [make_system(system) for system in config.systems]
+    inputs = _identify_inputs(config, systems=systems)
     run = describe_run(command="evaluate", config=config.settings_of_the_result(), inputs=inputs)
     results_url = storage.join(config.output, RESULTS_FILE)
     if claim_output(config.output, run=run) == "completed":
         completed: dict[str, Any] = storage.read_json(results_url)
         return completed
-    systems = [make_system(system) for system in config.systems]
     texts, accounts = _select(config, systems=systems)
     asked = {
-        system.config.name: [
+        name: [
             _Asked(
                 request=request,
                 key=completion_key(
                     request.prompt,
-                    model_id=inputs[f"model of {system.config.name}"],
+                    model_id=inputs[f"model of {name}"],
                     sampling=sampling_of(request.task, config=config),
                 ),
             )
-            for request in make_requests(texts, system=system, config=config)
+            for request in requests
         ]
-        for system in systems
+        for name, requests in make_requests(texts, systems=systems, config=config).items()
     }
     outcomes = _complete(asked, config=config, console=console)
     judgements = [
@@ -122,13 +122,15 @@ def evaluate(config: EvaluateConfig, *, console: Console | None = None) -> dict[
     return results
 
 
-def _identify_inputs(config: EvaluateConfig) -> dict[str, str]:
-    """The versions of corpora and models by what they are."""
+def _identify_inputs(config: EvaluateConfig, *, systems: Sequence[System]) -> dict[str, str]:
+    """The versions of corpora, models and prompts by what they are; a config has only the paths of wordings."""
     folders = dict.fromkeys([*config.seen, *config.unseen, *config.tuning_corpora])
     inputs = {folder: read_augmented_corpus_manifest(folder).fingerprint for folder in folders}
-    for system in config.systems:
-        settings = storage.json_sha256(system.engine.settings_of_the_result())[:16]
-        inputs[f"model of {system.name}"] = f"{identify_model(system.engine)} {settings}"
+    for system in systems:
+        name, engine = system.config.name, system.config.engine
+        settings = storage.json_sha256(engine.settings_of_the_result())[:16]
+        inputs[f"model of {name}"] = f"{identify_model(engine)} {settings}"
+        inputs[f"format of {name}"] = system.synthesizer.format_id
     return inputs
 
 
@@ -138,15 +140,22 @@ def _select(config: EvaluateConfig, *, systems: Sequence[System]) -> tuple[list[
     Raises:
         ValueError: A dataset is not what it is called, or no text is left.
     """
-    tuning = [example.document for folder in config.tuning_corpora for example in read_gold_examples(folder)]
-    tuned_on = frozenset(text_key(document.text) for document in tuning)
+    examples = [
+        [example for folder in folders for example in read_gold_examples(folder)]
+        for folders in (config.seen, config.unseen)
+    ]
+    names_tuned_on: set[str] = set()
+    known = find_known_texts(
+        (example.document.text for of_split in examples for example in of_split),
+        tuned_on=_texts_tuned_on(config, names=names_tuned_on),
+    )
     texts: list[EvaluationText] = []
     accounts: list[DatasetAccounts] = []
-    for split, folders in zip(SPLITS, (config.seen, config.unseen), strict=True):
-        selected, of_split = select_texts(
-            (example for folder in folders for example in read_gold_examples(folder)),
+    for split, of_split in zip(SPLITS, examples, strict=True):
+        selected, accounts_of_split = select_texts(
+            of_split,
             split=split,
-            tuned_on=tuned_on,
+            known=known,
             max_texts=config.max_texts,
             max_questions=config.max_questions,
             num_examples=max(config.shots) - 1,
@@ -154,11 +163,11 @@ def _select(config: EvaluateConfig, *, systems: Sequence[System]) -> tuple[list[
             seed=config.seed,
         )
         texts += selected
-        accounts += of_split
+        accounts += accounts_of_split
     check_splits(
         seen=[account.dataset for account in accounts if account.split == "seen"],
         unseen=[account.dataset for account in accounts if account.split == "unseen"],
-        tuned_on=frozenset(document.source for document in tuning),
+        tuned_on=frozenset(names_tuned_on),
     )
     if not texts:
         raise ValueError(
@@ -170,6 +179,14 @@ def _select(config: EvaluateConfig, *, systems: Sequence[System]) -> tuple[list[
             )
         )
     return texts, accounts
+
+
+def _texts_tuned_on(config: EvaluateConfig, *, names: set[str]) -> Iterator[str]:
+    """The texts of the tuning corpora, which may be large, one by one; the names of their datasets into ``names``."""
+    for folder in config.tuning_corpora:
+        for example in read_gold_examples(folder):
+            names.add(example.document.source)
+            yield example.document.text
 
 
 def _complete(asked: dict[str, list[_Asked]], *, config: EvaluateConfig, console: Console | None) -> dict[str, Outcome]:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 
 from contracts.records import InstructionPair
-from synth_model.evaluation.bootstrap import Bootstrap
+from synth_model.evaluation.bootstrap import MIN_TEXTS, Bootstrap
 from synth_model.evaluation.config import GOLD
 from synth_model.evaluation.diversity import PairDescription, describe_pairs
 from synth_model.evaluation.requests import Request, System
@@ -71,11 +71,12 @@ class Figure:
         versus: The system that is subtracted; empty for none.
         shots: M.
         split: Seen or unseen.
-        dataset: The dataset; empty for the mean over the split's datasets.
+        dataset: The dataset; empty for the mean over the split's datasets that have two texts or more (over all of
+            them when none has).
         measure: One of `MEASURES`.
         mean: Mean over the dataset's texts, or of the datasets' means.
-        low: Lower bound of the interval.
-        high: Upper bound.
+        low: Lower bound of the interval; None where a single text gives none.
+        high: Upper bound; likewise.
         num_texts: Texts behind it.
     """
 
@@ -86,8 +87,8 @@ class Figure:
     dataset: str
     measure: str
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     num_texts: int
 
 
@@ -227,6 +228,8 @@ def _figures_of(
             by_dataset: dict[str, list[float]] = {}
             for index in members:
                 by_dataset.setdefault(texts[index].dataset, []).append(rows[index][measure])
+            if any(len(of_dataset) >= MIN_TEXTS for of_dataset in by_dataset.values()):
+                by_dataset = {name: own for name, own in by_dataset.items() if len(own) >= MIN_TEXTS}
             interval = bootstrap.interval({name: np.array(of_dataset) for name, of_dataset in by_dataset.items()})
             yield Figure(
                 system=system,
@@ -238,7 +241,7 @@ def _figures_of(
                 mean=interval.mean,
                 low=interval.low,
                 high=interval.high,
-                num_texts=len(members),
+                num_texts=sum(map(len, by_dataset.values())),
             )
 
 

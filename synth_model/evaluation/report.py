@@ -34,6 +34,7 @@ TITLES: Mapping[str, str] = {
     "well_formed_share": "well-formed",
     "num_examples": "examples shown",
 }
+_LEAST_MISSING_EXAMPLES = 0.05
 _DESCRIBED: Mapping[str, str] = {
     "num_pairs": "pairs",
     "instruction_words": "words an instruction",
@@ -102,7 +103,7 @@ def print_report(results: Mapping[str, Any], *, console: Console) -> None:
                         _interval_text(measure, row.figures[split, measure], sign="+" if is_difference else "")
                         for measure in HEADLINE
                     ]
-                    table.add_row(Text(name), str(row.shots), split, *cells)
+                    table.add_row(Text(name), shots_text(row, split), split, *cells)
         console.print(table)
     failed = {system: sum(reasons.values()) for system, reasons in results["failures"].items()}
     for system, count in failed.items():
@@ -111,7 +112,16 @@ def print_report(results: Mapping[str, Any], *, console: Console) -> None:
     console.print()
 
 
+def shots_text(row: Row, split: str) -> str:
+    """M, and how many examples were shown on average where that is not M - 1."""
+    shown = row.figures[split, "num_examples"]["mean"]
+    as_asked = row.versus or abs(shown - (row.shots - 1)) < _LEAST_MISSING_EXAMPLES
+    return str(row.shots) if as_asked else f"{row.shots} ({shown:.1f} shown)"
+
+
 def _interval_text(measure: str, figure: Mapping[str, Any], *, sign: str) -> str:
+    if figure["low"] is None:
+        return format_value(measure, figure["mean"], sign=sign)
     mean, low, high = (format_value(measure, figure[name], sign=sign) for name in ("mean", "low", "high"))
     return f"{mean}\n({low}, {high})"
 
@@ -146,6 +156,7 @@ def render_page(
         described=_DESCRIBED,
         describe=_described_value,
         format_value=format_value,
+        shots_text=shots_text,
         samples=_samples(texts, judgements=judgements, max_texts=max_texts),
         datasets=sorted({text.dataset for text in texts}),
     )

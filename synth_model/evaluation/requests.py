@@ -1,7 +1,8 @@
 """What the systems are asked about a text: the response to each drawn gold instruction, and pairs of their own.
 
-Both are asked at every number of shots. Examples that outgrow a context are left out, the earliest first, as in a chain
-(`synth_model.chain_state.fit_prompt`); the text alone fits, or it would not have been drawn.
+Both are asked at every number of shots. Examples that outgrow the context of any system are left out for all of them,
+the earliest first, as in a chain (`synth_model.chain_state.fit_prompt`), so that systems are compared on the same
+prompts; the text alone fits, or it would not have been drawn.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Request:
         text: Index of the text.
         question: Index of the gold instruction among the text's questions; 0 for ``pairs``.
         prompt: The prompt, counted.
-        num_examples: How many examples it shows; fewer than M - 1 where the context or the dataset has no more.
+        num_examples: How many examples it shows; fewer than M - 1 where a context or the dataset has no more.
     """
 
     system: str
@@ -93,32 +94,51 @@ def fits_alone(
     )
 
 
-def make_requests(texts: Sequence[EvaluationText], *, system: System, config: EvaluateConfig) -> list[Request]:
-    """All prompts for a system, text by text."""
-    requests = []
+def make_requests(
+    texts: Sequence[EvaluationText], *, systems: Sequence[System], config: EvaluateConfig
+) -> dict[str, list[Request]]:
+    """All prompts for each system by its name, text by text; a prompt shows every system the same examples."""
+    requests: dict[str, list[Request]] = {system.config.name: [] for system in systems}
     for index, text in enumerate(texts):
         asked: list[tuple[Task, int, str | None]] = [("pairs", 0, None)]
         asked += [("response", question, pair.instruction) for question, pair in enumerate(text.questions)]
         for (task, question, instruction), shots in itertools.product(asked, config.shots):
-            limit = system.max_prompt_tokens(sampling_of(task, config=config))
-            fitted = fit_prompt(
-                text.examples[max(0, len(text.examples) - (shots - 1)) :],
-                build=partial(system.prompt, text.gold, instruction=instruction),
-                fits=partial(_is_at_most, limit),
-            )
-            assert fitted is not None, f"text {text.gold.document.doc_id} was drawn though it does not fit"
-            requests.append(
-                Request(
-                    system=system.config.name,
-                    task=task,
-                    shots=shots,
-                    text=index,
-                    question=question,
-                    prompt=fitted[0],
-                    num_examples=fitted[1],
+            sampling = sampling_of(task, config=config)
+            examples = text.examples[max(0, len(text.examples) - (shots - 1)) :]
+            for system in systems:
+                # What one system has no room for, the next ones are not shown.
+                _, num_fitting = _fit(examples, text=text, instruction=instruction, system=system, sampling=sampling)
+                examples = examples[len(examples) - num_fitting :]
+            for system in systems:
+                prompt, num_examples = _fit(
+                    examples, text=text, instruction=instruction, system=system, sampling=sampling
                 )
-            )
+                assert num_examples == len(examples), "fewer examples leave more room"
+                requests[system.config.name].append(
+                    Request(
+                        system=system.config.name,
+                        task=task,
+                        shots=shots,
+                        text=index,
+                        question=question,
+                        prompt=prompt,
+                        num_examples=num_examples,
+                    )
+                )
     return requests
+
+
+def _fit(
+    examples: Sequence[Example], *, text: EvaluationText, instruction: str | None, system: System, sampling: Sampling
+) -> tuple[Prompt, int]:
+    """The prompt with as many of the examples as fit, and how many these are."""
+    fitted = fit_prompt(
+        examples,
+        build=partial(system.prompt, text.gold, instruction=instruction),
+        fits=partial(_is_at_most, system.max_prompt_tokens(sampling)),
+    )
+    assert fitted is not None, f"text {text.gold.document.doc_id} was drawn though it does not fit"
+    return fitted[0], fitted[1]
 
 
 def _is_at_most(num_tokens: int, prompt: Prompt) -> bool:

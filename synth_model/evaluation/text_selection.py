@@ -1,8 +1,8 @@
 """Which texts a synthesizer is judged on, which of their gold instructions it is asked, and which examples it is shown.
 
 The texts of a dataset are taken in the order of a hash, so that a larger sample holds the smaller one. Left out, and
-counted: texts that some system was tuned on (equal but for case and white space), a text's second copy in its dataset,
-and texts for which a prompt would outgrow the context of one of the systems: every system gets the same texts.
+counted: texts that some system was tuned on (`synth_model.evaluation.known_texts`), a text's second copy in its
+dataset, and texts for which a prompt would outgrow the context of one of the systems: every system gets the same texts.
 
 The examples in front of a text are other texts of its dataset with their gold pairs, drawn for each text anew, so that
 no two or three of them decide on all figures.
@@ -24,7 +24,7 @@ from contracts.manifest import read_augmented_corpus_manifest
 from contracts.records import Example, InstructionPair
 from contracts.schemas import chain_from_row
 from contracts.seeding import rng, stable_hash
-from synth_model.text_similarity import normalize
+from synth_model.evaluation.known_texts import text_key
 
 Split = Literal["seen", "unseen"]
 SPLITS: tuple[Split, ...] = ("seen", "unseen")
@@ -60,7 +60,7 @@ class DatasetAccounts:
         split: Seen or unseen.
         dataset: Its name.
         num_texts: Texts with gold pairs in the corpora.
-        num_tuned_on: Of those, texts that a system was tuned on.
+        num_tuned_on: Of those, texts that a system was tuned on, wholly or for the greater part.
         num_duplicates: Texts that equal another one of the dataset.
         num_too_long: Texts that were drawn and outgrow a context.
         num_not_drawn: Texts that were not needed.
@@ -90,16 +90,11 @@ def read_gold_examples(folder: str) -> Iterator[Example]:
                     yield from (example for example in chain_from_row(row).examples if example.pairs)
 
 
-def text_key(text: str) -> int:
-    """What is equal for texts that differ in case and white space only."""
-    return stable_hash(0, "evaluation text", normalize(text))
-
-
 def select_texts(
     examples: Iterable[Example],
     *,
     split: Split,
-    tuned_on: frozenset[int],
+    known: frozenset[int],
     max_texts: int,
     max_questions: int,
     num_examples: int,
@@ -111,7 +106,7 @@ def select_texts(
     Args:
         examples: Texts with their gold pairs, in any order.
         split: Seen or unseen.
-        tuned_on: `text_key` of the texts that a system was tuned on.
+        known: What `find_known_texts` says of them.
         max_texts: Most texts of a dataset.
         max_questions: Most gold instructions of a text that are asked.
         num_examples: How many examples a text gets; fewer where its dataset has no more.
@@ -124,7 +119,7 @@ def select_texts(
     texts: list[EvaluationText] = []
     accounts: list[DatasetAccounts] = []
     for dataset, members in sorted(by_dataset.items()):
-        held_out = [example for example in members if text_key(example.document.text) not in tuned_on]
+        held_out = [example for example in members if text_key(example.document.text) not in known]
         candidates = _distinct(held_out, seed=seed)
         num_before, num_too_long, num_walked = len(texts), 0, 0
         for index, example in enumerate(candidates):

@@ -15,7 +15,7 @@ import yaml
 
 from contracts import storage
 from contracts.manifest import read_augmented_corpus_manifest
-from synth_model.evaluation.report import HEADLINE, TITLES, figure_rows, format_value
+from synth_model.evaluation.report import HEADLINE, TITLES, figure_rows, format_value, shots_text
 from synth_model.tuning.config import FinetuneConfig, tuned_engine
 
 SETTINGS_FILE, CARD_FILE, TRAINING_CARD_FILE = "synthesizer.yaml", "README.md", "TRAINING.md"
@@ -89,7 +89,7 @@ def _evaluation(config: FinetuneConfig) -> dict[str, Any]:
         for row in figure_rows(results, is_difference=is_difference, by_dataset=False):
             for split in dict.fromkeys(split for split, _ in row.figures):
                 cells = [_cell(row.figures.get((split, name)), name, sign="+" * is_difference) for name in HEADLINE]
-                found.append({"row": row, "split": split, "cells": cells})
+                found.append({"row": row, "split": split, "shots": shots_text(row, split), "cells": cells})
         return found
 
     return {
@@ -104,6 +104,8 @@ def _evaluation(config: FinetuneConfig) -> dict[str, Any]:
 def _cell(figure: Mapping[str, Any] | None, measure: str, *, sign: str) -> str:
     if figure is None:
         return ""
+    if figure["low"] is None:
+        return format_value(measure, figure["mean"], sign=sign)
     mean, low, high = (format_value(measure, figure[name], sign=sign) for name in ("mean", "low", "high"))
     return f"{mean} ({low} to {high})"
 

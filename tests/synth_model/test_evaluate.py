@@ -3,6 +3,7 @@ import shutil
 from dataclasses import asdict, replace
 
 import pytest
+import yaml
 
 from contracts import storage
 from synth_model import __main__, evaluate
@@ -237,3 +238,19 @@ def test_a_real_model_in_both_kinds_of_prompt(corpora, tmp_path):
     assert means["chat", "valid_pair_rate"] > 0
     assert means["wire", "num_examples"] == means["chat", "num_examples"] == 1
     assert results["inputs"]["model of wire"] == results["inputs"]["model of chat"]
+
+
+def test_another_wording_under_the_same_name_is_another_evaluation(corpora, tmp_path):
+    """A config has only the path of a wording, so what the file says is recorded beside it."""
+    wording = tmp_path / "wording.yaml"
+    shutil.copy(REPOSITORY / "synth_model" / "prompts" / "english.yaml", wording)
+    chat = SystemConfig(
+        name="chat", engine=EngineConfig(kind="fake"), synthesizer=SynthesizerConfig(kind="chat", prompt=str(wording))
+    )
+    config = config_of(corpora, tmp_path / "out", systems=[chat], max_texts=1)
+    evaluate.evaluate(config)
+    values = yaml.safe_load(wording.read_text("utf-8"))
+    values["request"] = "Now ask one short question: " + values["request"]
+    wording.write_text(yaml.safe_dump(values, allow_unicode=True), "utf-8")
+    with pytest.raises(ValueError, match=r"already holds another run.*format of chat"):
+        evaluate.evaluate(config)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from contracts.records import Document, Example, InstructionPair
@@ -36,7 +38,7 @@ def judged(name, answers):
     """
     config = EvaluateConfig(systems=[], output="", shots=[1])
     system = make_system(SystemConfig(name=name, engine=EngineConfig(kind="fake")))
-    requests = make_requests(TEXTS, system=system, config=config)
+    requests = make_requests(TEXTS, systems=[system], config=config)[name]
     assert [request.task for request in requests[:3]] == ["pairs", "response", "response"]
     outcomes = [
         answer
@@ -118,8 +120,21 @@ def test_figures_are_means_over_texts_and_datasets_and_differences_of_the_first_
     assert difference.low == pytest.approx(-1)
     assert not [item for item in figures if item.system == "bad" and item.versus]
     assert figure(figures, system="good", versus="bad", split="unseen", dataset="", measure="response_f1").mean == 1
+    # A single text has no interval, and does not stand in a mean beside datasets that have more.
+    alone = figure(figures, system="good", versus="", split="unseen", dataset="", measure="response_f1")
+    assert (alone.mean, alone.low, alone.high, alone.num_texts) == (1, None, None, 1)
     places = [(f.system, f.versus, f.shots, f.split, f.dataset, f.measure) for f in figures]
     assert len(set(places)) == len(places) == 3 * 4 * len(MEASURES)
+
+
+def test_a_dataset_of_one_text_is_listed_but_not_averaged():
+    texts = [*TEXTS[:2], replace(TEXTS[2], split="seen")]
+    figures = make_figures(GOOD, texts=texts, bootstrap=BOOTSTRAP)
+    seen = figure(figures, system="good", split="seen", dataset="", measure="response_f1")
+    tides = figure(figures, system="good", split="seen", dataset="tides", measure="response_f1")
+    bread = figure(figures, system="good", split="seen", dataset="bread", measure="response_f1")
+    assert (seen.mean, seen.low, seen.num_texts) == (tides.mean, tides.low, 2)
+    assert (bread.mean, bread.low, bread.num_texts) == (1, None, 1)
 
 
 def test_pairs_are_described_beside_the_gold_ones():

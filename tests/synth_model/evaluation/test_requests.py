@@ -20,10 +20,10 @@ TEXT = EvaluationText(
 )
 
 
-def system(*, context_length=1000, kind="wire_format"):
+def system(*, context_length=1000, kind="wire_format", name="s"):
     return make_system(
         SystemConfig(
-            name="s",
+            name=name,
             engine=EngineConfig(kind="fake", context_length=context_length),
             synthesizer=SynthesizerConfig(kind=kind),
         )
@@ -36,7 +36,7 @@ def config(**changes):
 
 
 def test_each_question_and_the_pairs_are_asked_at_every_number_of_shots():
-    requests = make_requests([TEXT, TEXT], system=system(), config=config())
+    requests = make_requests([TEXT, TEXT], systems=[system()], config=config())["s"]
     places = [(request.text, request.task, request.question, request.shots) for request in requests]
     assert len(set(places)) == len(places) == 2 * 2 * (2 + 1)
     by_place = dict(zip(places, requests, strict=True))
@@ -54,7 +54,7 @@ def test_each_question_and_the_pairs_are_asked_at_every_number_of_shots():
 
 
 def test_a_chat_is_asked_with_earlier_turns():
-    requests = make_requests([TEXT], system=system(kind="chat"), config=config(shots=[2]))
+    requests = make_requests([TEXT], systems=[system(kind="chat")], config=config(shots=[2]))["s"]
     prompt = next(request.prompt for request in requests if request.task == "response" and request.question == 0)
     assert [message.content for message in prompt.messages[-3:]] == [
         "near near near\n\nnear q0?",
@@ -64,9 +64,9 @@ def test_a_chat_is_asked_with_earlier_turns():
 
 
 def test_examples_that_outgrow_the_context_are_left_out_the_earliest_first():
-    whole = make_requests([TEXT], system=system(), config=config())
+    whole = make_requests([TEXT], systems=[system()], config=config())["s"]
     longest = max(request.prompt.num_tokens for request in whole if request.task == "pairs")
-    tight = make_requests([TEXT], system=system(context_length=longest + 49), config=config())
+    tight = make_requests([TEXT], systems=[system(context_length=longest + 49)], config=config())["s"]
     shown = {(request.task, request.shots): request.num_examples for request in tight}
     assert shown["pairs", 3] == 1
     assert shown["response", 3] == 2, "a response needs less room"
@@ -74,6 +74,22 @@ def test_examples_that_outgrow_the_context_are_left_out_the_earliest_first():
     near = next(request.prompt.text for request in tight if request.task == "pairs" and request.shots == 3)
     assert "near" in near
     assert "middle" not in near
+
+
+def test_every_system_is_shown_the_same_examples():
+    """A narrow context counts for the wide one too, whichever comes first."""
+    whole = make_requests([TEXT], systems=[system()], config=config())["s"]
+    longest = max(request.prompt.num_tokens for request in whole if request.task == "pairs")
+    wide, narrow = system(name="wide"), system(name="narrow", context_length=longest + 49)
+    for systems in ([wide, narrow], [narrow, wide]):
+        requests = make_requests([TEXT], systems=systems, config=config())
+        assert [request.num_examples for request in requests["wide"]] == [
+            request.num_examples for request in requests["narrow"]
+        ]
+        assert [request.prompt.text for request in requests["wide"]] == [
+            request.prompt.text for request in requests["narrow"]
+        ]
+        assert {request.num_examples for request in requests["wide"] if request.task == "pairs"} == {0, 1}
 
 
 def test_a_text_fits_when_its_longest_prompt_fits_every_system():

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.records import Document, Example, InstructionPair
-from synth_model.evaluation.text_selection import check_splits, select_texts, text_key
+from synth_model.evaluation.known_texts import find_known_texts
+from synth_model.evaluation.text_selection import check_splits, select_texts
 
 
 def example(number, *, dataset="tides", text=None, num_pairs=3):
@@ -15,7 +16,8 @@ def example(number, *, dataset="tides", text=None, num_pairs=3):
 
 def select(examples, *, tuned_on=(), fits=lambda gold, questions: True, **changes):
     settings = {"split": "unseen", "max_texts": 4, "max_questions": 2, "num_examples": 2, "seed": 0} | changes
-    return select_texts(examples, tuned_on=frozenset(map(text_key, tuned_on)), fits=fits, **settings)
+    known = find_known_texts((example.document.text for example in examples), tuned_on=tuned_on)
+    return select_texts(examples, known=known, fits=fits, **settings)
 
 
 def test_a_larger_sample_holds_the_smaller_one_and_the_order_of_the_corpus_does_not_matter():

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipelines.word_ngrams import find_words, ngram_hashes, word_hashes
+from synth_model.word_ngrams import find_words, ngram_hashes, word_hashes
 
 words = st.lists(st.sampled_from(["a", "b", "c", "dd"]), max_size=30)
 
