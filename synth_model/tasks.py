@@ -1,9 +1,9 @@
 """``python -m synth_model tasks``: context-based task datasets in, an augmented corpus out, to tune a synthesizer on.
 
 Each set's records are converted (`synth_model.task_datasets`), records of one set about the same text become one
-example, examples of one set form chains by hash, and everything that was of no use is kept as a reject with its place
-and reason. The output is what ``synthesize`` writes, so that ``pack`` reads it as a component of kind ``chains``;
-``datasets.json`` beside the manifest says for each set what was taken under which licence.
+example that asks nothing twice, examples of one set form chains by hash, and everything that was of no use is kept as a
+reject with its place and reason. The output is what ``synthesize`` writes, so that ``pack`` reads it as a component of
+kind ``chains``; ``datasets.json`` beside the manifest says for each set what was taken under which licence.
 
 Cost: one pass over the files. Memory: the sets of one entry of the config at a time.
 Source: Cheng et al. 2024 (arXiv 2406.14491), section 2.1: the synthesizer is tuned on examples of one set in a row.
@@ -28,7 +28,7 @@ from contracts.accounting import (
 from contracts.artifact import claim_output, describe_run
 from contracts.manifest import AugmentedCorpusManifest, complete_artifact, read_augmented_corpus_manifest
 from contracts.parquet_files import part_name, write_parquet
-from contracts.records import Chain, Example, Reject
+from contracts.records import Chain, Example, InstructionPair, Reject
 from contracts.schemas import chains_to_table, rejects_to_table
 from contracts.seeding import hash_fraction, stable_hash
 from contracts.storage import InputFile
@@ -37,6 +37,7 @@ from synth_model.command_line import parse_config
 from synth_model.task_datasets.conversion import TASK_STAGE, TaskText, convert_entry
 from synth_model.task_datasets.table import TaskDataset, load_table, table_sha256
 from synth_model.task_datasets.task_files import SUFFIXES, read_entries
+from synth_model.text_similarity import normalize
 
 DATASETS_FILE = "datasets.json"
 _MAX_REJECT_CHARACTERS = 2000
@@ -66,7 +67,8 @@ class TasksConfig:
         max_texts: Most texts of one set, so that none outweighs the others; those with the most pairs are taken.
         max_texts_by_set: The same for single sets, under the names that their records give them; 0 leaves a set out.
         min_pairs: Fewest pairs of a text; a synthesizer writes as many as those that it was tuned on had.
-        held_out_fraction: Share of each set's texts, drawn by the hash of their ids, that is kept apart for evaluation.
+        held_out_fraction: Share of each set's texts, drawn by the hash of their ids, that is kept apart for evaluation;
+            none of a set whose texts would all be drawn.
         take: ``rest``, or with the same settings otherwise the texts ``held_out``.
         licenses: Licences that a text may have, as the table or the record spells them; empty for any.
         seed: Decides which texts share a chain.
@@ -153,32 +155,61 @@ def gather_texts(urls: Iterable[str], *, dataset: TaskDataset, licenses: Sequenc
     gathered = _Gathered()
     for url in urls:
         for entry in read_entries(url):
+            questions: list[Reject] = []
             for found in [entry] if isinstance(entry, Reject) else convert_entry(entry, dataset=dataset):
-                if isinstance(found, Reject):
-                    gathered.rejects.append(found)
-                    gathered.num_records += found.stage != GATE_STAGE
+                if isinstance(found, TaskText):
+                    _add(gathered, found, licenses=licenses, questions=questions)
+                    questions = []
+                elif found.stage == GATE_STAGE:
+                    # Those of a record come before its text, which says whether they may be kept.
+                    questions.append(found)
                 else:
-                    _add(gathered, found, licenses=licenses)
+                    gathered.num_records += 1
+                    gathered.rejects.append(found)
+            assert not questions
     return gathered
 
 
-def _add(gathered: _Gathered, text: TaskText, *, licenses: Sequence[str]) -> None:
+def _add(gathered: _Gathered, text: TaskText, *, licenses: Sequence[str], questions: Sequence[Reject]) -> None:
+    """Takes a text, and the rejects of its questions, or rejects it."""
     document = text.document
     if licenses and text.license not in licenses:
         gathered.num_records += 1
-        # Without the text, which may not be used.
+        # Without the text and without its questions, which may not be used.
         detail = f"its licence is {text.license!r}"
         gathered.rejects.append(replace(_reject(text, reason="license", detail=detail), text=""))
+        gathered.rejects += [replace(question, detail=detail, text="") for question in questions]
         return
-    first = gathered.texts.setdefault(document.doc_id, text)
-    if first is text:
-        gathered.num_records += 1
-    elif first.document.text == document.text:
-        gathered.texts[document.doc_id] = replace(first, pairs=first.pairs + text.pairs)
-    else:
+    gathered.rejects += questions
+    first = gathered.texts.get(document.doc_id)
+    if first is not None and first.document.text != document.text:
         gathered.num_records += 1
         detail = f"id {document.doc_id!r} appears again with another text"
         gathered.rejects.append(_reject(text, reason="duplicate_id", detail=detail))
+        return
+    gathered.num_records += first is None
+    pairs = () if first is None else first.pairs
+    asked = {normalize(pair.instruction) for pair in pairs}
+    kept = []
+    for pair in text.pairs:
+        if normalize(pair.instruction) in asked:
+            gathered.rejects.append(_reject_repeat(text, pair))
+        else:
+            asked.add(normalize(pair.instruction))
+            kept.append(pair)
+    gathered.texts[document.doc_id] = replace(first or text, pairs=(*pairs, *kept))
+
+
+def _reject_repeat(text: TaskText, pair: InstructionPair) -> Reject:
+    """A question that the text has already: it would count for it, and teach a synthesizer to repeat itself."""
+    return Reject(
+        doc_id=text.document.doc_id,
+        source=text.document.source,
+        stage=GATE_STAGE,
+        reason="repeated_question",
+        detail="the text has it already",
+        text=pair.instruction,
+    )
 
 
 def _reject(text: TaskText, *, reason: str, detail: str) -> Reject:
@@ -192,29 +223,52 @@ def _reject(text: TaskText, *, reason: str, detail: str) -> Reject:
     )
 
 
-def choose_texts(texts: Iterable[TaskText], *, config: TasksConfig) -> tuple[dict[str, list[TaskText]], list[Reject]]:
-    """The texts to take by set, at most so many of each: those with the most pairs, ties by hash; and the rest."""
-    by_set: dict[str, list[TaskText]] = defaultdict(list)
+def choose_texts(
+    texts: Iterable[TaskText], *, config: TasksConfig, num_taken: Mapping[str, int] | None = None
+) -> tuple[dict[str, list[TaskText]], list[Reject]]:
+    """The texts to take by set, at most so many of each: those with the most pairs, ties by hash; and the rest.
+
+    Args:
+        texts: All texts of an entry of the config.
+        config: What to take.
+        num_taken: Texts by set that other entries of the config have given already.
+    """
+    usable: dict[str, list[TaskText]] = defaultdict(list)
     rejects = []
     for text in texts:
-        is_held_out = is_held_out_text(text.document.doc_id, fraction=config.held_out_fraction, seed=config.seed)
         if not text.pairs:
             rejects.append(_reject(text, reason="no_pair", detail="none of its questions can be used"))
         elif len(text.pairs) < config.min_pairs:
             detail = f"it has {len(text.pairs)} pairs, min_pairs is {config.min_pairs}"
             rejects.append(_reject(text, reason="too_few_pairs", detail=detail))
-        elif is_held_out != (config.take == "held_out"):
-            reason = "held_out" if is_held_out else "not_held_out"
-            rejects.append(_reject(text, reason=reason, detail=f"held_out_fraction is {config.held_out_fraction}"))
         else:
-            by_set[text.document.source].append(text)
+            usable[text.document.source].append(text)
+    by_set: dict[str, list[TaskText]] = {}
+    for name, members in usable.items():
+        held_out = _held_out_ids(members, config=config)
+        by_set[name] = [text for text in members if (text.document.doc_id in held_out) == (config.take == "held_out")]
+        reason = "not_held_out" if config.take == "held_out" else "held_out"
+        detail = f"held_out_fraction is {config.held_out_fraction}"
+        rejects += [
+            _reject(text, reason=reason, detail=detail)
+            for text in members
+            if (text.document.doc_id in held_out) != (config.take == "held_out")
+        ]
     for name, members in by_set.items():
         members.sort(key=lambda text: (-len(text.pairs), stable_hash(config.seed, "task text", text.document.doc_id)))
         limit = config.max_texts_by_set.get(name, config.max_texts)
+        limit = max(0, limit - (num_taken or {}).get(name, 0))
         detail = f"the set has {len(members)} texts, of which {limit} are taken at most"
         rejects += [_reject(text, reason="over_max_texts", detail=detail) for text in members[limit:]]
         by_set[name] = members[:limit]
     return {name: members for name, members in by_set.items() if members}, rejects
+
+
+def _held_out_ids(texts: Sequence[TaskText], *, config: TasksConfig) -> set[str]:
+    """The ids of a set's texts that are held out: none where nothing would be left to tune on."""
+    ids = {text.document.doc_id for text in texts}
+    held_out = {id_ for id_ in ids if is_held_out_text(id_, fraction=config.held_out_fraction, seed=config.seed)}
+    return held_out if held_out < ids else set()
 
 
 def is_held_out_text(doc_id: str, *, fraction: float, seed: int) -> bool:
@@ -256,13 +310,15 @@ def read_tasks(config: TasksConfig) -> AugmentedCorpusManifest:
     rejects: list[RejectsReport] = []
     summary: dict[str, Any] = {}
     num_records = 0
+    num_taken: Counter[str] = Counter()
     set_names: set[str] = set()
     for index, (name, found) in enumerate(files.items()):
         gathered = gather_texts([f.url for f in found], dataset=load_table()[name], licenses=config.licenses)
         num_records += gathered.num_records
         set_names |= {text.document.source for text in gathered.texts.values()}
         set_names |= {reject.source for reject in gathered.rejects}
-        by_set, left_out = choose_texts(gathered.texts.values(), config=config)
+        by_set, left_out = choose_texts(gathered.texts.values(), config=config, num_taken=num_taken)
+        num_taken.update({set_name: len(texts) for set_name, texts in by_set.items()})
         # A set of normalized records may have the name of one that is read in its own format.
         summary |= {
             set_name if set_name not in summary else f"{set_name} ({name})": counts

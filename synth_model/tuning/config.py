@@ -60,7 +60,7 @@ class FinetuneConfig:
     engine: Options = field(default_factory=dict)
     compare_with: list[Literal["untuned", "chat"]] = field(default_factory=lambda: ["untuned", "chat"])
     marks: SequenceMarks | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     base_model_name: str | None = None
     launcher: list[str] = field(default_factory=lambda: [sys.executable])
     beam_arguments: list[str] = field(default_factory=lambda: ["--runner=DirectRunner"])
@@ -92,7 +92,7 @@ class FinetuneConfig:
     @property
     def tunes_adapter(self) -> bool:
         """Whether an adapter is tuned rather than the model's own weights."""
-        return bool(self.pretrain.get("model", {}).get("lora"))
+        return self.pretrain.get("model", {}).get("lora") is not None
 
     @property
     def synthesizer_folder(self) -> str:

@@ -231,6 +231,68 @@ def test_texts_are_held_out_or_taken_and_those_with_too_few_pairs_are_neither(te
     )
     assert not taken & held_out
     assert taken | held_out == {text.document.doc_id for text in texts if len(text.pairs) >= min_pairs}
+    # What is evaluated on as a set that was seen has been seen.
+    sources = {text.document.doc_id: text.document.source for text in texts}
+    assert {sources[doc_id] for doc_id in held_out} <= {sources[doc_id] for doc_id in taken}
+
+
+def test_a_question_that_a_text_has_already_is_rejected_and_does_not_count_for_it(tmp_path):
+    same = {"instruction": "Same?", "response": "Yes."}
+    rows = write_records(tmp_path / "a.jsonl", 2)
+    often = [{**rows[0], "id": "a", "pairs": [same, {**same, "instruction": "same? "}]}, {**rows[0], "id": "a"}]
+    often[1]["pairs"] = [same, {"instruction": "Else?", "response": "No."}]
+    few = {**rows[1], "id": "b", "pairs": [{"instruction": f"Q{n}?", "response": "A."} for n in range(3)]}
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*often, few]), "utf-8")
+    source = TaskSource(name="normalized", input=[str(tmp_path / "a.jsonl")])
+    manifest = read_tasks(TasksConfig(datasets=[source], output=str(tmp_path / "out"), max_texts=1))
+    assert manifest.rejected_pairs_by_reason == {"gate/repeated_question": 2}
+    (chain,) = read_chains(tmp_path / "out", manifest)
+    assert [pair.instruction for pair in chain.examples[0].pairs] == ["Q0?", "Q1?", "Q2?"]
+    (left_out,) = (r for r in read_rejects(tmp_path / "out", manifest) if r.reason == "over_max_texts")
+    assert left_out.doc_id == "ferries-a"
+
+
+def test_nothing_of_a_text_under_another_licence_is_kept_not_even_a_bad_question(tmp_path):
+    rows = write_records(tmp_path / "a.jsonl", 1)
+    bad = {**rows[0], "license": "CC BY-NC 4.0", "pairs": [{"instruction": "SECRET?", "response": ""}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(bad) + "\n", "utf-8")
+    source = TaskSource(name="normalized", input=[str(tmp_path / "a.jsonl")])
+    manifest = read_tasks(TasksConfig(datasets=[source], output=str(tmp_path / "out"), licenses=["MIT"]))
+    rejects = read_rejects(tmp_path / "out", manifest)
+    assert {(reject.stage, reject.reason, reject.text) for reject in rejects} == {
+        ("task", "license", ""),
+        ("gate", "no_answer", ""),
+    }
+    assert "SECRET" not in repr(rejects)
+
+
+def test_a_set_of_two_entries_has_one_limit(tmp_path):
+    """Records in the set's own format and normalized ones of the same set."""
+    squad = {
+        "version": "1.1",
+        "data": [
+            {
+                "title": "T",
+                "paragraphs": [
+                    {
+                        "context": f"Context {n}.",
+                        "qas": [{"id": str(n), "question": "Q?", "answers": [{"text": "Context", "answer_start": 0}]}],
+                    }
+                    for n in range(2)
+                ],
+            }
+        ],
+    }
+    (tmp_path / "squad.json").write_text(json.dumps(squad), "utf-8")
+    rows = [{**row, "dataset": "squad"} for row in write_records(tmp_path / "a.jsonl", 3)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    sources = [
+        TaskSource(name="squad", input=[str(tmp_path / "squad.json")]),
+        TaskSource(name="normalized", input=[str(tmp_path / "a.jsonl")]),
+    ]
+    manifest = read_tasks(TasksConfig(datasets=sources, output=str(tmp_path / "out"), max_texts=3))
+    assert manifest.accounts.num_augmented == 3
+    assert manifest.accounts.rejected_by_reason == {"task/over_max_texts": 2}
 
 
 def test_about_the_asked_fraction_is_held_out():
@@ -382,8 +444,10 @@ def test_the_shared_task_sets_are_read_whole(shared_folder, tmp_path):
     assert len(counts) == len(list(folder.glob("*.jsonl.gz"))) > 20
     for name, (num_texts, num_pairs) in counts.items():
         gathered = tasks.gather_texts([str(folder / f"{name}.jsonl.gz")], dataset=load_table()["normalized"])
-        assert gathered.rejects == []
-        assert (len(gathered.texts), sum(len(text.pairs) for text in gathered.texts.values())) == (num_texts, num_pairs)
+        assert {reject.reason for reject in gathered.rejects} <= {"repeated_question"}
+        num_kept = sum(len(text.pairs) for text in gathered.texts.values())
+        assert (len(gathered.texts), num_kept + len(gathered.rejects)) == (num_texts, num_pairs)
+        assert len(gathered.rejects) < num_pairs / 4
         assert gathered.num_records == num_texts
 
 

@@ -628,13 +628,16 @@ RELEASE_EXAMPLES = [
                     "text": TEXT,
                     "questions": [
                         {"question": WHAT, "answers": [{"text": t, "label": int(t == GOATS)} for t in CHOICES]},
-                        {"question": WHAT, "answers": [{"text": t, "label": int(t != "bees")} for t in CHOICES]},
+                        {
+                            "question": f"{WHAT} All?",
+                            "answers": [{"text": t, "label": int(t != "bees")} for t in CHOICES],
+                        },
                         {"question": WHAT, "answers": [{"text": t, "label": 0} for t in CHOICES]},
                     ],
                 },
             }
         ],
-        pairs=((CHOOSE, GOATS), (CHOOSE, f"cows\n{GOATS}")),
+        pairs=((CHOOSE, GOATS), (CHOOSE.replace(WHAT, f"{WHAT} All?"), f"cows\n{GOATS}")),
         rejected=("no_answer",),
     ),
     ReleaseExample(
