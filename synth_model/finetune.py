@@ -32,10 +32,13 @@ import yaml
 
 from contracts import storage
 from synth_model.command_line import parse_config
-from synth_model.tuning.config import FinetuneConfig, step_configs
+from synth_model.tasks import DATASETS_FILE
+from synth_model.tuning.config import FinetuneConfig, Options, step_configs
 from synth_model.tuning.synthesizer_folder import complete_weights, write_card
 
 CONFIGS_FOLDER = "configs"
+# Commands end with 1 or 2 when they refuse something; what is killed or interrupted ends with more.
+_LAST_EXIT_CODE_OF_A_REFUSAL = 2
 _PACK = [sys.executable, "-m", "beam_pipelines", "pack"]
 
 
@@ -51,37 +54,47 @@ def finetune(config: FinetuneConfig) -> int:
     """
     config.check()
     steps = step_configs(config)
+    contents = {
+        name: yaml.safe_dump(step, sort_keys=False, allow_unicode=True).encode() for name, step in steps.items()
+    }
     with tempfile.TemporaryDirectory() as folder:
-        files = {}
-        for name, step in steps.items():
-            files[name] = os.path.join(folder, f"{name}.yaml")
-            content = yaml.safe_dump(step, sort_keys=False, allow_unicode=True)
-            with open(files[name], "w", encoding="utf-8") as file:
+        files = {name: os.path.join(folder, f"{name}.yaml") for name in contents}
+        for name, content in contents.items():
+            with open(files[name], "wb") as file:
                 file.write(content)
         try:
             _check(files, config=config)
-            for name, file_name in files.items():
-                with open(file_name, "rb") as written:
+            for name, content in contents.items():
+                url = storage.join(config.output, CONFIGS_FOLDER, f"{name}.yaml")
+                if not storage.exists(url):
+                    storage.write_bytes_atomically(url, content)
+
+            def run(step: str, command: Sequence[str]) -> None:
+                run_step(step, command)
+                # Only now: a step refuses to go on with other settings than it began with.
+                if step in contents:
                     storage.write_bytes_atomically(
-                        storage.join(config.output, CONFIGS_FOLDER, f"{name}.yaml"), written.read()
+                        storage.join(config.output, CONFIGS_FOLDER, f"{step}.yaml"), contents[step]
                     )
+
             for name in ("tasks", "held_out", "unseen"):
                 if name in files:
-                    run_step(name, [sys.executable, "-m", "synth_model", "tasks", "--config", files[name]])
-            run_step("pack", [*_PACK, "--config", files["pack"], "--", *config.beam_arguments])
-            run_step("pretrain", [*config.launcher, "-m", "trainer.pretrain", "--config", files["pretrain"]])
+                    run(name, [sys.executable, "-m", "synth_model", "tasks", "--config", files[name]])
+            _check_datasets(steps)
+            run("pack", [*_PACK, "--config", files["pack"], "--", *config.beam_arguments])
+            run("pretrain", [*config.launcher, "-m", "trainer.pretrain", "--config", files["pretrain"]])
             training, exported = steps["pretrain"]["output"], config.synthesizer_folder
             export = ["-m", "trainer", "export", training, "--output", exported, "--dtype", config.dtype]
-            run_step("export", [sys.executable, *export])
+            run("export", [sys.executable, *export])
             complete_weights(config, steps=steps)
             if "evaluate" in files:
-                run_step("evaluate", [sys.executable, "-m", "synth_model", "evaluate", "--config", files["evaluate"]])
+                run("evaluate", [sys.executable, "-m", "synth_model", "evaluate", "--config", files["evaluate"]])
         except StepFailedError as error:
             name, exit_code = error.args
-            print(
-                f"The step {name} ended with status {exit_code}. Run the same command again to go on with it.",
-                file=sys.stderr,
-            )
+            advice = "Run the same command again to go on with it."
+            if exit_code <= _LAST_EXIT_CODE_OF_A_REFUSAL:
+                advice = "Its message stands above: correct what it names and run the command again to go on from here."
+            print(f"The step {name} ended with status {exit_code}. {advice}", file=sys.stderr)
             return int(exit_code)
     write_card(config, steps=steps)
     print(f"The synthesizer, its card and the settings to use it with: {config.synthesizer_folder}")
@@ -118,6 +131,25 @@ def _check(files: Mapping[str, str], *, config: FinetuneConfig) -> None:
     checked = subprocess.run([*_PACK, "--config", files["pack"], "--print_config"], capture_output=True, text=True)
     if checked.returncode:
         raise ValueError(f"pack refuses its settings: {checked.stderr.strip().splitlines()[-1]}")
+
+
+def _check_datasets(steps: Mapping[str, Options]) -> None:
+    """Holds the datasets that were read against each other, before anything is trained: `evaluate` would refuse them.
+
+    Raises:
+        ValueError: A dataset was tuned on and is to be evaluated on as unseen.
+    """
+    names = {
+        step: set(storage.read_json(storage.join(steps[step]["output"], DATASETS_FILE)))
+        for step in ("tasks", "unseen")
+        if step in steps
+    }
+    if both := sorted(names["tasks"] & names.get("unseen", set())):
+        raise ValueError(
+            f"The datasets {', '.join(both)} are under tasks and under unseen. Take them out of one of the two (under "
+            f"tasks, max_texts_by_set with 0 for its name leaves a set of a file out), remove "
+            f"{steps['tasks']['output']} and {steps['unseen']['output']}, and run the command again."
+        )
 
 
 def run_step(step: str, command: Sequence[str]) -> None:

@@ -12,7 +12,6 @@ Source: the hub's specification of model cards (https://huggingface.co/docs/hub/
 
 from __future__ import annotations
 
-import html
 import json
 import os
 import re
@@ -27,6 +26,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from contracts import storage
+from contracts.markdown import escape_markdown
 from trainer.loss_curve import average_stretches, draw_loss_curve
 from trainer.provenance import PROVENANCE_FILE
 from trainer.run_page import CONFIG_FILE, METRICS_FILE, VALIDATION_FILE
@@ -157,12 +157,6 @@ def describe_for_hub(record: TrainingRecord, *, is_adapter: bool) -> ModelCardDa
         datasets=datasets or None,
         tags=["instruction-pre-training", *(["lora"] if is_adapter else [])],
     )
-
-
-def escape_markdown(text: object) -> str:
-    """Text that Markdown, inside a table too, and HTML show as it is; on one line."""
-    line = " ".join(str(text).split())
-    return html.escape(re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", line), quote=False)
 
 
 def code_block(text: str, language: str) -> str:

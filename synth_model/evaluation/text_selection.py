@@ -83,11 +83,20 @@ def read_gold_examples(folder: str) -> Iterator[Example]:
     Raises:
         ValueError: The corpus is missing, not completed or damaged.
     """
+    return (example for _, example in read_gold_examples_of_chains(folder))
+
+
+def read_gold_examples_of_chains(folder: str) -> Iterator[tuple[str, Example]]:
+    """The same, each with the id of its chain.
+
+    Raises:
+        ValueError: The corpus is missing, not completed or damaged.
+    """
     for entry in read_augmented_corpus_manifest(folder).parts:
         with storage.open_input(storage.join(folder, entry.path)) as file:
             for batch in pq.ParquetFile(file).iter_batches():
-                for row in batch.to_pylist():
-                    yield from (example for example in chain_from_row(row).examples if example.pairs)
+                for chain in map(chain_from_row, batch.to_pylist()):
+                    yield from ((chain.chain_id, example) for example in chain.examples if example.pairs)
 
 
 def select_texts(

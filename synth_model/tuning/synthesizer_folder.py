@@ -14,13 +14,14 @@ from typing import Any
 import yaml
 
 from contracts import storage
-from contracts.manifest import read_augmented_corpus_manifest
+from contracts.markdown import escape_markdown
 from synth_model.evaluation.report import HEADLINE, TITLES, figure_rows, format_value, shots_text
+from synth_model.tasks import DATASETS_FILE
 from synth_model.tuning.config import FinetuneConfig, tuned_engine
+from synth_model.tuning.data_counts import count_data
 
 SETTINGS_FILE, CARD_FILE, TRAINING_CARD_FILE = "synthesizer.yaml", "README.md", "TRAINING.md"
 _ADAPTER_CONFIG_FILE = "adapter_config.json"
-_DATASETS_FILE = "datasets.json"
 
 
 def complete_weights(config: FinetuneConfig, *, steps: Mapping[str, Mapping[str, Any]]) -> None:
@@ -63,8 +64,8 @@ def write_card(config: FinetuneConfig, *, steps: Mapping[str, Mapping[str, Any]]
         settings=storage.read_text(storage.join(folder, SETTINGS_FILE)).strip(),
         marks=steps["pack"]["marks"],
         sequence_length=steps["pack"]["sequence_length"],
-        datasets=storage.read_json(storage.join(config.output, "tasks", _DATASETS_FILE)),
-        num_pairs=read_augmented_corpus_manifest(storage.join(config.output, "tasks")).num_pairs,
+        datasets=storage.read_json(storage.join(config.output, "tasks", DATASETS_FILE)),
+        counts=count_data(tasks=steps["tasks"]["output"], shards=steps["pack"]["output"]),
         training=storage.read_json(storage.join(config.output, "training", "training.json")),
         recipe=yaml.safe_dump(_recipe(config), sort_keys=False, allow_unicode=True).strip(),
         **_evaluation(config),
@@ -114,11 +115,12 @@ def _template() -> Any:
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=False,  # Markdown; what stands in it are names of this config and figures
+        autoescape=False,  # Markdown, for which the filter md escapes what comes from the data
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["md"] = escape_markdown
     template = resources.files("synth_model.tuning").joinpath("card.md.jinja").read_text(encoding="utf-8")
     return environment.from_string(template)

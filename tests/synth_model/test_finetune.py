@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from contracts.manifest import read_shard_manifest
 from synth_model.finetune import StepFailedError, main, run_step
 from synth_model.tuning.config import FinetuneConfig, sequence_marks, step_configs
+from synth_model.tuning.data_counts import count_data
 from synth_model.wire_format import RELEASED_MARKS, SequenceMarks
 from tests.beam_pipelines.pipeline_runs import read_chains
 from tests.conftest import REPOSITORY
@@ -163,6 +166,58 @@ def test_a_second_start_does_nothing_again(output, config_file):
     assert len(before) > 10
 
 
+def test_the_card_counts_what_was_trained_on_and_not_what_was_read(config_file, tmp_path):
+    """Some chains go to the validation loss, and texts longer than a row are rejected."""
+    values = yaml.safe_load(config_file.read_text())
+    long = {**json.loads((config_file.parent / "toys.jsonl").read_text().splitlines()[0]), "context": "Toy. " * 80}
+    lines = [json.dumps({**long, "id": f"long-{n}", "dataset": "a|b <i>"}) for n in range(2)]
+    lines.append(json.dumps({**long, "id": "short", "dataset": "a|b <i>", "context": "Toy short."}))
+    (tmp_path / "toys.jsonl").write_text(
+        (config_file.parent / "toys.jsonl").read_text() + "".join(line + "\n" for line in lines)
+    )
+    values |= {"output": str(tmp_path / "out"), "evaluate": None}
+    values["tasks"] = {"datasets": [{"name": "normalized", "input": [str(tmp_path / "toys.jsonl")]}], "chain_length": 4}
+    values["pack"] = {"sequence_length": 256, "validation_fraction": 0.3}
+    values["pretrain"] |= {"max_steps": 1}
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(values))
+    assert main(["--config", str(tmp_path / "card.yaml")]) == 0
+    counts = count_data(tasks=str(tmp_path / "out" / "tasks"), shards=str(tmp_path / "out" / "shards"))
+    toys, odd = counts["toys"], counts["a|b <i>"]
+    assert toys.num_texts + toys.num_validation == 40
+    assert 4 <= toys.num_validation < 30
+    assert (odd.num_texts + odd.num_validation, odd.num_rejected) == (1, 2)
+    manifest = read_shard_manifest(str(tmp_path / "out" / "shards"))
+    assert manifest.rejected_by_reason == {"render/longer_than_a_row": 2}
+    card = (tmp_path / "out" / "synthesizer" / "README.md").read_text()
+    assert f"| toys | MIT | colour | {toys.num_texts} | {toys.num_texts} | {toys.num_validation} | 0 |" in card
+    assert f"\n{toys.num_pairs + odd.num_pairs} pairs about {toys.num_texts + odd.num_texts} texts" in card
+    assert r"| a\|b &lt;i&gt; | MIT |" in card
+
+
+def test_a_dataset_both_tuned_on_and_unseen_is_found_before_anything_is_trained(config_file, tmp_path):
+    values = yaml.safe_load(config_file.read_text())
+    values |= {"output": str(tmp_path / "out")}
+    values["unseen"] = {"datasets": [{"name": "normalized", "input": [str(config_file.parent / "toys.jsonl")]}]}
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match=r"datasets toys are under tasks and under unseen.*max_texts_by_set"):
+        main(["--config", str(tmp_path / "both.yaml")])
+    assert not (tmp_path / "out" / "shards").exists()
+
+
+def test_the_config_of_a_step_that_refuses_another_one_stays_what_was_run(output, config_file, tmp_path, capfd):
+    copy = tmp_path / "out"
+    shutil.copytree(output, copy)
+    values = yaml.safe_load(config_file.read_text())
+    values |= {"output": str(copy)}
+    # The copy's shards and corpora are named by their new place in the steps behind; here the first step refuses.
+    values["tasks"] |= {"chain_length": 3}
+    (tmp_path / "changed.yaml").write_text(yaml.safe_dump(values))
+    before = (copy / "configs" / "tasks.yaml").read_bytes()
+    assert main(["--config", str(tmp_path / "changed.yaml")]) != 0
+    assert (copy / "configs" / "tasks.yaml").read_bytes() == before
+    assert "correct what it names" in capfd.readouterr().err
+
+
 def test_a_mistake_in_the_last_step_is_found_before_the_first(config_file, tmp_path):
     values = yaml.safe_load(config_file.read_text())
     values |= {"output": str(tmp_path / "out"), "evaluate": {"max_texts": 0}}
@@ -205,6 +260,12 @@ def test_settings_that_cannot_work_are_refused(tmp_path, changes, message):
         FinetuneConfig(**settings(tmp_path, model="m", **changes)).check()
 
 
+def test_an_adapter_with_default_settings_is_one_too(tmp_path):
+    config = FinetuneConfig(**settings(tmp_path, model="m", pretrain={"model": {"lora": {}}}))
+    assert config.tunes_adapter
+    assert not FinetuneConfig(**settings(tmp_path, model="m", pretrain={"model": {}})).tunes_adapter
+
+
 def test_marks_are_the_released_ones_where_the_tokenizer_has_them_else_its_own(base_model, tmp_path):
     assert sequence_marks(base_model) == RELEASED_MARKS
     write_word_tokenizer(str(tmp_path))
@@ -234,6 +295,7 @@ def test_an_adapter_is_exported_under_the_name_of_its_base_model(config_file, tm
 
 _STEP = """
 import sys
+from contracts.manifest import read_shard_manifest
 from synth_model.finetune import StepFailedError, run_step
 try:
     script = "trap 'sleep 1; echo saved; exit 130' INT TERM; echo ready; while :; do sleep 0.1; done"

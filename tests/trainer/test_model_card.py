@@ -7,11 +7,11 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from contracts.markdown import escape_markdown
 from trainer.config import PretrainConfig, parse_config
 from trainer.model_card import (
     TrainingRecord,
     code_block,
-    escape_markdown,
     read_training_record,
     render_model_card,
     write_model_card,
