@@ -16,9 +16,10 @@ Cost: what the tokenizer takes, plus a few per cent. Memory: the tokens of a par
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -31,7 +32,7 @@ import pyarrow.parquet as pq
 from beam_pipelines.component_reading import Rendering, rendering_inputs
 from beam_pipelines.mixing import ComponentKind
 from beam_pipelines.text_tokenization import TextTokenizer, Tokenization, TokenizedTexts
-from beam_pipelines.tokenized_parts import DOCUMENT_SCHEMA, document_key, text_schema, write_part
+from beam_pipelines.tokenized_parts import DOCUMENT_SCHEMA, FileSum, document_key, text_schema, write_part
 from contracts import storage
 from contracts.manifest import SPLITS, Split
 from contracts.parquet_files import write_parquet
@@ -40,13 +41,17 @@ from contracts.records import Reject, RenderedText
 from contracts.schemas import rejects_to_table, token_dtype
 from contracts.seeding import hash_fraction
 from contracts.storage import InputFile
+from synth_model.text_splitting import whole_id
 
 UNIT_BYTES = 64 << 20
 BATCH_CHARACTERS = 1 << 19
 _BATCH_TEXTS = 4096
 _REJECTS_PER_FILE = 65536
+_REJECT_CHARACTERS_PER_FILE = 1 << 23
 _INDEX_FILE = "unit.json"
-_LAYOUT_VERSION = 1
+_LAYOUT_VERSION = 2
+TOKENIZE_STAGE = "tokenize"
+_LOGGER = logging.getLogger(__name__)
 _LIBRARY_THREADS = "TOKENIZERS_PARALLELISM"
 
 
@@ -94,12 +99,21 @@ class TextsPart:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnitIndex:
-    """What a tokenized unit holds; paths are relative to ``folder``."""
+    """What a tokenized unit holds; paths are relative to ``folder``.
+
+    Args:
+        folder: Where it is kept.
+        texts: Its parts of texts.
+        documents: Its parts of documents.
+        rejects: Its files of rejects.
+        files: The sum of each of these files.
+    """
 
     folder: str
     texts: tuple[TextsPart, ...]
     documents: tuple[str, ...]
     rejects: tuple[str, ...]
+    files: Mapping[str, FileSum]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,17 +180,30 @@ def plan_units(
 
 
 def find_unit(folder: str) -> UnitIndex | None:
-    """The index of a unit that is kept in a folder; None when there is none, or not all of it."""
+    """The index of a unit that is kept in a folder; None when there is none, or not all of it as it was written.
+
+    Every file is read once and held against its sum, which costs a hundredth of tokenizing it again.
+    """
     url = storage.join(folder, _INDEX_FILE)
     if not storage.exists(url):
         return None
     raw = storage.read_json(url)
-    return UnitIndex(
+    index = UnitIndex(
         folder=folder,
         texts=tuple(TextsPart(**part) for part in raw["texts"]),
         documents=tuple(raw["documents"]),
         rejects=tuple(raw["rejects"]),
+        files={path: FileSum(**file) for path, file in raw["files"].items()},
     )
+    for path, expected in index.files.items():
+        if not _is_intact(storage.join(folder, path), expected):
+            _LOGGER.warning("%s is damaged; its unit is tokenized again.", storage.join(folder, path))
+            return None
+    return index
+
+
+def _is_intact(url: str, expected: FileSum) -> bool:
+    return storage.exists(url) and storage.file_sha256(url) == expected.sha256
 
 
 def tokenize_unit(
@@ -200,12 +227,11 @@ def tokenize_unit(
     return writer.close()
 
 
-def read_rejects(index: UnitIndex) -> Iterator[Reject]:
-    """The rejects of a unit in the order of its files."""
+def read_rejects(index: UnitIndex) -> Iterator[pa.Table]:
+    """The rejects of a unit in the order of its files, some at a time."""
     for path in index.rejects:
         with storage.open_input(storage.join(index.folder, path)) as file:
-            for row in pq.read_table(file).to_pylist():
-                yield Reject(**row)
+            yield pq.read_table(file)
 
 
 def _tokenized_batches(texts: Iterable[RenderedText], *, tokenizer: TextTokenizer) -> Iterator[TokenizedTexts]:
@@ -263,9 +289,11 @@ class _UnitWriter:
         self._documents: list[pa.Table] = []
         self._num_tokens = 0
         self._rejects: list[Reject] = []
+        self._num_reject_characters = 0
         self._texts_parts: list[TextsPart] = []
         self._documents_parts: list[str] = []
         self._rejects_parts: list[str] = []
+        self._files: dict[str, FileSum] = {}
 
     def keep_rejects(self, texts: Iterable[RenderedText | Reject]) -> Iterator[RenderedText]:
         """The texts; rejects are taken out and written."""
@@ -273,15 +301,21 @@ class _UnitWriter:
             if isinstance(text, RenderedText):
                 yield text
                 continue
-            self._rejects.append(text)
-            if len(self._rejects) == _REJECTS_PER_FILE:
-                self._write_rejects()
+            self._keep_reject(text)
+
+    def _keep_reject(self, reject: Reject) -> None:
+        self._rejects.append(reject)
+        self._num_reject_characters += len(reject.text) + len(reject.detail)
+        if len(self._rejects) >= _REJECTS_PER_FILE or self._num_reject_characters >= _REJECT_CHARACTERS_PER_FILE:
+            self._write_rejects()
 
     def add(self, tokenized: TokenizedTexts) -> None:
         """Takes a batch of tokenized texts."""
+        for text in tokenized.empty:
+            self._keep_reject(_reject_empty(text))
         if not tokenized.texts:
             return
-        keys = [document_key(text.doc_ids[0], seed=self._keeping.seed) for text in tokenized.texts]
+        keys = [document_key(whole_id(text.doc_ids[0]), seed=self._keeping.seed) for text in tokenized.texts]
         is_held_out = np.array([self._is_held_out(text.group_id) for text in tokenized.texts])
         table = _texts_table(tokenized, keys=keys, vocab_size=self._vocab_size)
         if self._keeping.validation_fraction:
@@ -301,6 +335,7 @@ class _UnitWriter:
             "texts": [asdict(part) for part in self._texts_parts],
             "documents": self._documents_parts,
             "rejects": self._rejects_parts,
+            "files": {path: asdict(file) for path, file in self._files.items()},
         }
         storage.write_json(storage.join(self._folder, _INDEX_FILE), content)
         return UnitIndex(
@@ -308,6 +343,7 @@ class _UnitWriter:
             texts=tuple(self._texts_parts),
             documents=tuple(self._documents_parts),
             rejects=tuple(self._rejects_parts),
+            files=dict(self._files),
         )
 
     def _is_held_out(self, group_id: str) -> bool:
@@ -324,26 +360,45 @@ class _UnitWriter:
             table = pa.concat_tables(tables) if tables else None
             if table is None or not table.num_rows:
                 continue
-            path = f"{split}-{number:05d}.arrow"
-            write_part(storage.join(self._folder, path), table)
+            path = self._part_path(split, number=number)
+            self._files[path] = write_part(storage.join(self._folder, path), table)
             num_tokens = int(table.column("num_tokens").to_numpy().sum())
             self._texts_parts.append(TextsPart(path=path, split=split, num_texts=table.num_rows, num_tokens=num_tokens))
-        path = f"documents-{number:05d}.arrow"
-        write_part(storage.join(self._folder, path), pa.concat_tables(self._documents))
+        path = self._part_path("documents", number=number)
+        self._files[path] = write_part(storage.join(self._folder, path), pa.concat_tables(self._documents))
         self._documents_parts.append(path)
         self._documents = []
         self._num_tokens = 0
 
+    def _part_path(self, stem: str, *, number: int) -> str:
+        """Two packings with parts of another size may tokenize a unit at the same time: each names its own parts."""
+        return f"{stem}-{number:05d}-of-{self._keeping.part_tokens}.arrow"
+
     def _write_rejects(self) -> None:
         if self._rejects:
             path = f"rejects-{len(self._rejects_parts):05d}.parquet"
-            write_parquet(self._folder, path=path, table=rejects_to_table(self._rejects))
+            entry = write_parquet(self._folder, path=path, table=rejects_to_table(self._rejects))
+            self._files[path] = FileSum(num_bytes=entry.num_bytes, sha256=entry.sha256)
             self._rejects_parts.append(path)
             self._rejects = []
+            self._num_reject_characters = 0
+
+
+def _reject_empty(text: RenderedText) -> Reject:
+    return Reject(
+        doc_id=text.text_id,
+        source=text.component,
+        stage=TOKENIZE_STAGE,
+        reason="no_token",
+        detail="the tokenizer makes no token of it",
+        text=text.text,
+    )
 
 
 def _texts_table(tokenized: TokenizedTexts, *, keys: Sequence[int], vocab_size: int) -> pa.Table:
     schema = text_schema(with_loss_spans=tokenized.loss_spans is not None)
+    # A narrower integer would take the rest of a larger id, without a word.
+    assert not len(tokenized.ids) or int(tokenized.ids.max()) < vocab_size, (tokenized.ids.max(), vocab_size)
     ids = tokenized.ids.astype(token_dtype(vocab_size), copy=False)
     offsets = np.concatenate([[0], np.cumsum(tokenized.lengths)]) * ids.itemsize
     columns: list[pa.Array] = [
@@ -362,9 +417,10 @@ def _texts_table(tokenized: TokenizedTexts, *, keys: Sequence[int], vocab_size: 
 
 
 def _documents_table(texts: Sequence[RenderedText], *, keys: Sequence[int], seed: int) -> pa.Table:
+    """The documents of texts by the ids of the whole ones: a part stands for the document that it was split from."""
     doc_keys, doc_ids, text_keys = [], [], []
     for text, text_key in zip(texts, keys, strict=True):
-        for number, doc_id in enumerate(text.doc_ids):
+        for number, doc_id in enumerate(map(whole_id, text.doc_ids)):
             doc_keys.append(document_key(doc_id, seed=seed) if number else text_key)
             doc_ids.append(doc_id)
             text_keys.append(text_key)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -65,8 +66,15 @@ def segment_lengths(folder: str, *, manifest: ShardManifest, split: Split) -> Le
     num_bins = int(manifest.sequence_length).bit_length()
     counts = {name: np.zeros(num_bins, np.int64) for name in manifest.components}
     for entry in manifest.shards_of(split):
-        with storage.open_input(storage.join(folder, entry.path)) as content:
-            table = pq.read_table(content, columns=["component", "segment_lengths"])
+        url = storage.join(folder, entry.path)
+        try:
+            with storage.open_input(url) as content:
+                table = pq.read_table(content, columns=["component", "segment_lengths"])
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ValueError(
+                f"The shard {url} is missing or damaged ({type(error).__name__}); verify {folder} names what else is. "
+                "Pack it again."
+            ) from error
         components = table.column("component").cast("string")
         for name in pc.unique(components).to_pylist():
             lengths = pc.list_flatten(table.column("segment_lengths").filter(pc.equal(components, name))).to_numpy()

@@ -6,7 +6,8 @@ tokens* of them: a number of epochs (whole ones take every text so often, a frac
 many as a ratio to other components asks for (the domain-adaptive recipe: general instructions 1:1 with the augmented
 texts), or a share of the whole mixture; at most a cap. What is asked for in tokens is turned into rows once, for the
 whole split, and shared out to the shards in proportion to the tokens each of them holds (largest remainder), so that
-every shard is a sample of the same mixture.
+every shard is a sample of the same mixture. No shard takes its texts more often than the mixture asks for: where a
+shard's share in whole rows would, it takes what it has, and others take the rest.
 
 Cost: proportional to components times shards; nothing here sees a text.
 
@@ -15,6 +16,7 @@ Source: Cheng et al. 2024 (arXiv 2406.14491), sections 3.1 and 3.2, for the two 
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +78,20 @@ def has_loss_spans(components: Sequence[ComponentConfig]) -> bool:
     return any(component.kind in KINDS_WITH_LOSS_SPANS for component in components)
 
 
+def check_caps(components: Sequence[ComponentConfig], *, sequence_length: int) -> None:
+    """Refuses caps that leave no row.
+
+    Raises:
+        ValueError: A cap is smaller than a row.
+    """
+    for component in components:
+        if component.max_tokens is not None and component.max_tokens < sequence_length:
+            raise ValueError(
+                f"component {component.name!r}: max_tokens is {component.max_tokens}, which is less than a row "
+                f"(sequence_length is {sequence_length}). Allow at least a row, or take the component out."
+            )
+
+
 def check_components(components: Sequence[ComponentConfig]) -> None:
     """Refuses an impossible mixture.
 
@@ -135,11 +151,13 @@ def _check_references(
 ) -> None:
     where = f"component {component.name!r}"
     if component.token_ratio is not None and (
-        not component.relative_to or any(name not in by_epochs for name in component.relative_to)
+        not component.relative_to
+        or len(set(component.relative_to)) < len(component.relative_to)
+        or any(name not in by_epochs for name in component.relative_to)
     ):
         raise ValueError(
-            f"{where}: relative_to is {component.relative_to}; it must name components that are taken by epochs "
-            f"({list(by_epochs)})."
+            f"{where}: relative_to is {component.relative_to}; it must name components that are taken by epochs, each "
+            f"once ({list(by_epochs)})."
         )
     if not component.exclude_documents_of:
         return
@@ -220,7 +238,7 @@ def tokens_by_shard(
 
     Returns:
         For each component the tokens of each shard. Whole epochs take every token so many times, so that the last row
-        of a shard may hold padding; anything else is rounded to whole rows, at least one.
+        of a shard may hold padding; anything else is rounded to whole rows, at least one, and to what a shard holds.
 
     Raises:
         ValueError: As `requested_tokens`.
@@ -236,7 +254,52 @@ def tokens_by_shard(
         # A cap is not rounded up.
         most = component.max_tokens // sequence_length if component.max_tokens else math.inf
         num_rows = int(max(1, min(round(wanted / sequence_length), most)))
-        taken[name] = [sequence_length * share for share in share_out(num_rows, weights=tokens[name])]
+        epochs = Fraction(str(component.max_epochs)) if component.max_epochs else math.ceil(wanted / available[name])
+        taken[name] = _fill_shards(
+            num_rows,
+            weights=tokens[name],
+            limits=[_most_tokens(count, epochs=epochs, sequence_length=sequence_length) for count in tokens[name]],
+            sequence_length=sequence_length,
+            may_exceed=component.max_tokens is None,
+        )
+    return taken
+
+
+def _most_tokens(num_tokens: int, *, epochs: Fraction | int, sequence_length: int) -> int:
+    """The most that a shard may take: whole epochs to their last token, and of another one whole rows only."""
+    if epochs == int(epochs):
+        return int(epochs) * num_tokens
+    return max(int(epochs) * num_tokens, int(epochs * num_tokens) // sequence_length * sequence_length)
+
+
+def _fill_shards(
+    num_rows: int, *, weights: Sequence[int], limits: Sequence[int], sequence_length: int, may_exceed: bool
+) -> list[int]:
+    """Tokens by shard: rows shared out by weight, none beyond its limit, and what is over to where most room is.
+
+    Args:
+        num_rows: Rows to take.
+        weights: What they are shared out by.
+        limits: Most tokens of each shard.
+        sequence_length: Tokens a row.
+        may_exceed: Whether the sum may be above that of the rows, if that is nearer to it than what is below.
+    """
+    shares = share_out(num_rows, weights=weights)
+    taken = [min(share * sequence_length, limit) for share, limit in zip(shares, limits, strict=True)]
+    missing = num_rows * sequence_length - sum(taken)
+    with_most_room = [
+        (taken[index] - limits[index], index) for index in range(len(taken)) if taken[index] < limits[index]
+    ]
+    heapq.heapify(with_most_room)
+    while missing > 0 and with_most_room:
+        minus_room, index = heapq.heappop(with_most_room)
+        more = min(sequence_length, -minus_room)
+        if (more > missing and not may_exceed) or abs(missing - more) >= missing:
+            continue
+        taken[index] += more
+        missing -= more
+        if more < -minus_room:
+            heapq.heappush(with_most_room, (minus_room + more, index))
     return taken
 
 

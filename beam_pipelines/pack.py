@@ -9,6 +9,7 @@ shard takes what belongs to it from the parts, in the proportions of the mixture
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ from beam_pipelines.component_tokenization import Keeping, Unit, component_ident
 from beam_pipelines.mixing import (
     KINDS_OF_CHAINS,
     ComponentConfig,
+    check_caps,
     check_components,
     has_loss_spans,
     requested_tokens,
@@ -31,10 +33,10 @@ from beam_pipelines.record_reading import FieldNames
 from beam_pipelines.running import run_pipeline
 from beam_pipelines.shard_selection import Holdings, ShardKey
 from beam_pipelines.shard_writing import PackingConfig, ShardLayout, ShardReport, total_counts
+from beam_pipelines.text_origins import describe_file
 from beam_pipelines.text_tokenization import Tokenization, TokenizerDescription
 from beam_pipelines.tokenizer_loading import LoadedTokenizer, load_tokenizer
 from beam_pipelines.transforms.tokenize_components import TokenizeComponents
-from beam_pipelines.transforms.write_rejects import WriteRejects
 from beam_pipelines.transforms.write_shards import WriteShards
 from contracts import storage
 from contracts.accounting import RejectsReport, sum_counts
@@ -109,6 +111,7 @@ class PackConfig:
             ValueError: A setting is impossible.
         """
         check_components(self.components)
+        check_caps(self.components, sequence_length=self.sequence_length)
         for name, least in (
             ("sequence_length", 2),
             ("num_shards", 1),
@@ -163,7 +166,7 @@ def plan_run(config: PackConfig) -> PackingRun:
             manifest = _corpus_manifest(source, kind=component.kind)
             if manifest is None:
                 records = storage.find_input_files([source], suffixes=SUFFIXES)
-                inputs.update({file.url: f"{file.size_bytes} bytes, {file.version}" for file in records})
+                inputs.update({file.url: describe_file(file) for file in records})
                 found += records
                 continue
             # Of a corpus only its parts are read: rejects and journal lie in the same folder.
@@ -172,9 +175,15 @@ def plan_run(config: PackConfig) -> PackingRun:
                 InputFile(url=storage.join(source, entry.path), size_bytes=entry.num_bytes, version=entry.sha256)
                 for entry in manifest.parts
             ]
-        # Two patterns may name the same file.
-        files[component.name] = tuple({file.url: file for file in found}.values())
+        # Two patterns may name the same file. In order, so that the same files make the same units.
+        by_path = {_normal_path(file.url): file for file in reversed(found)}
+        files[component.name] = tuple(by_path[path] for path in sorted(by_path))
     return PackingRun(files=files, tokenizer=tokenizer, inputs=inputs)
+
+
+def _normal_path(url: str) -> str:
+    """What two ways of writing the same path have in common."""
+    return url if "://" in url else os.path.normpath(url)
 
 
 def _corpus_manifest(source: str, *, kind: str) -> AugmentedCorpusManifest | InstructionCorpusManifest | None:
@@ -248,8 +257,9 @@ def build_pipeline(
     pipeline: beam.Pipeline, config: PackConfig, run: PackingRun, tokenized: TokenizedComponents
 ) -> None:
     """Wires the whole packing onto a pipeline; does nothing else."""
-    units, rejects = pipeline | "TokenizeComponents" >> TokenizeComponents(
+    units, reject_reports = pipeline | "TokenizeComponents" >> TokenizeComponents(
         units=tokenized.units,
+        output=config.output,
         rendering=tokenized.rendering,
         tokenization=tokenized.tokenization,
         keeping=tokenized.keeping,
@@ -266,7 +276,6 @@ def build_pipeline(
         num_shards={"train": config.num_shards, "validation": config.num_validation_shards},
         shard_tokens=config.shard_tokens,
     )
-    reject_reports = rejects | "WriteRejects" >> WriteRejects(output=config.output, num_files=1)
     _ = (
         pipeline
         | "End" >> beam.Impulse()
@@ -323,6 +332,7 @@ def pack(config: PackConfig, *, options: PipelineOptions, console: Console) -> S
         ValueError: The settings, the inputs, the tokenizer or the output folder do not allow it.
     """
     run = plan_run(config)
+    kept = storage.join(config.output, _OWN_CACHE)
     state = claim_output(
         config.output,
         run=describe_run(
@@ -334,9 +344,17 @@ def pack(config: PackConfig, *, options: PipelineOptions, console: Console) -> S
     else:
         with console.status("packing"):
             tokenized = prepare_cache(config, run)
-            run_pipeline(options, lambda pipeline: build_pipeline(pipeline, config, run, tokenized))
+            try:
+                run_pipeline(options, lambda pipeline: build_pipeline(pipeline, config, run, tokenized))
+            except ValueError as error:
+                if config.cache is not None:
+                    raise
+                # Another mixture is another run, in another folder, and what this one has tokenized lies in its own.
+                raise ValueError(
+                    f"{error} What is tokenized is kept: with another output, and {kept} as cache, it is found again."
+                ) from error
     if config.cache is None:
-        storage.remove_folder(storage.join(config.output, _OWN_CACHE))
+        storage.remove_folder(kept)
     return read_shard_manifest(config.output)
 
 

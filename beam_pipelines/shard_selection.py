@@ -1,9 +1,9 @@
 """Which tokenized texts a shard holds of each component.
 
 A shard is a range of keys (`beam_pipelines.tokenized_parts`): every part of every component gives it the texts in that
-range, less those that the component's fraction does not draw, and those whose document stands in a text that another
-component draws and this one excludes. Documents with the same id have the same key, so the documents to leave out lie
-in the same range: a shard decides alone, and exactly.
+range, less those that the component's fraction does not draw, and those whose document stands, whole or in parts, in a
+text that another component draws and this one excludes. Documents with the same id, and the parts of a document, have
+the same key, so the documents to leave out lie in the same range: a shard decides alone, and exactly.
 
 Cost: reading the range, the keys twice: once to count, once to write. Memory: the shard's texts.
 """
@@ -23,6 +23,7 @@ from beam_pipelines.mixing import KINDS_WITH_LOSS_SPANS, ComponentConfig
 from beam_pipelines.tokenized_parts import DOCUMENT_SCHEMA, is_drawn, key_range, read_range, text_schema
 from contracts import storage
 from contracts.manifest import SPLITS, Split
+from synth_model.text_splitting import PART_MARK
 
 ShardKey = tuple[Split, int]
 _COUNTED_COLUMNS = ("key", "text_id", "num_documents", "num_tokens")
@@ -122,8 +123,9 @@ def select_texts(
         if other.name in component.exclude_documents_of:
             documents = _documents_of(other.name, units=units)
             excluded = _drawn(_read(documents, keys, schema=DOCUMENT_SCHEMA), fraction=other.fraction, key="text_key")
-            # Of the kinds that may exclude, a text is a document and has its id.
-            table = table.filter(pc.invert(pc.is_in(table.column("text_id"), excluded.column("doc_id"))))
+            # Of the kinds that may exclude, a text is a document, or a part of one, and has its id.
+            whole_ids = pc.replace_substring_regex(table.column("text_id"), PART_MARK.pattern, "")
+            table = table.filter(pc.invert(pc.is_in(whole_ids, excluded.column("doc_id"))))
     return table.take(pa.array(_canonical_order(table))).combine_chunks() if with_tokens else table
 
 

@@ -1,15 +1,15 @@
 """Finds what training texts were made from: a text's id leads to its chain, document or instruction, and to the file.
 
 A text carries no copy of its origin; its id says what to look for, and the component's kind says where. Augmented
-corpora are searched by their id columns, files of records from the beginning until everything is found.
+corpora are searched by their id columns, files of records from the beginning to the end: an id may stand in several
+places, since two corpora can be made from the same documents, and ids in files are given by whoever wrote them.
 
-Cost: the ids of the corpora, and of files of records every record up to the last one found. Memory: a row group.
+Cost: the ids of the corpora, and of files of records every record. Memory: a row group.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow.parquet as pq
@@ -22,9 +22,10 @@ from contracts.manifest import AugmentedCorpusManifest, read_augmented_corpus_ma
 from contracts.record_files import SUFFIXES, Record, read_records
 from contracts.records import Chain, Document, InstructionPair
 from contracts.schemas import chain_from_row
+from contracts.storage import InputFile
+from synth_model.text_splitting import whole_id
 from synth_model.tuning_sequences import chain_id_of_sequence
 
-_PART_MARK = re.compile(r"#part-\d{4,}$")
 _DOC_ID_COLUMN = "examples.list.element.document.doc_id"
 
 
@@ -47,8 +48,8 @@ class TextOrigin:
 
 def find_origins(
     text_ids: Collection[str], *, kind: str, inputs: Sequence[str], fields: FieldNames
-) -> dict[str, TextOrigin]:
-    """The origins of texts of one component, as far as they are in its inputs.
+) -> dict[str, list[TextOrigin]]:
+    """The origins of texts of one component, as far as they are in its inputs; several where an id is not unique.
 
     Args:
         text_ids: Ids of texts.
@@ -62,13 +63,11 @@ def find_origins(
     if kind in KINDS_OF_CHAINS:
         return _origins_in_chains(text_ids, kind=kind, corpora=inputs)
     find = _pair_origin if kind == "instructions" else _document_origin
-    found: dict[str, TextOrigin] = {}
+    found: dict[str, list[TextOrigin]] = {}
     for record in _records(_record_files(inputs, kind=kind), text_field=fields.text):
         item = find(record, fields)
         if item and item[0] in text_ids:
-            found.setdefault(*item)
-            if len(found) == len(text_ids):
-                break
+            found.setdefault(item[0], []).append(item[1])
     return found
 
 
@@ -80,10 +79,10 @@ def find_documents(doc_ids: Collection[str], *, inputs: Sequence[str], fields: F
     Raises:
         ValueError: An input is not there.
     """
-    wholes = {doc_id: _PART_MARK.sub("", doc_id) for doc_id in doc_ids}
+    wholes = {doc_id: whole_id(doc_id) for doc_id in doc_ids}
     origins = find_origins({*doc_ids, *wholes.values()}, kind="documents", inputs=inputs, fields=fields)
     found = {doc_id: origins.get(doc_id) or origins.get(whole) for doc_id, whole in wholes.items()}
-    return {doc_id: origin.place for doc_id, origin in found.items() if origin}
+    return {doc_id: " or ".join(origin.place for origin in origins) for doc_id, origins in found.items() if origins}
 
 
 def read_corpora(folders: Sequence[str]) -> dict[str, AugmentedCorpusManifest]:
@@ -95,24 +94,22 @@ def read_corpora(folders: Sequence[str]) -> dict[str, AugmentedCorpusManifest]:
     return {folder: read_augmented_corpus_manifest(folder) for folder in folders}
 
 
-def _origins_in_chains(text_ids: Collection[str], *, kind: str, corpora: Sequence[str]) -> dict[str, TextOrigin]:
+def _origins_in_chains(text_ids: Collection[str], *, kind: str, corpora: Sequence[str]) -> dict[str, list[TextOrigin]]:
     # What is looked for in the corpora: the chain or, for raw texts of chains, the document.
     id_of = chain_id_of_sequence if kind == "synthesizer_tuning" else str
     wanted = {text_id: id_of(text_id) for text_id in text_ids}
     column = _DOC_ID_COLUMN if kind == "chain_documents" else "chain_id"
-    found: dict[str, TextOrigin] = {}
+    found: dict[str, list[TextOrigin]] = {}
     for folder, manifest in read_corpora(corpora).items():
         for entry in manifest.parts:
             url = storage.join(folder, entry.path)
             for place, chain in _chains_with(url, column=column, wanted=frozenset(wanted.values())):
                 if kind == "chain_documents":
-                    documents = {example.document.doc_id: example.document for example in chain.examples}
-                    found |= {
-                        doc_id: TextOrigin(place=place, chain=chain, document=document)
-                        for doc_id, document in documents.items()
-                    }
+                    for document in (example.document for example in chain.examples):
+                        origin = TextOrigin(place=place, chain=chain, document=document)
+                        found.setdefault(document.doc_id, []).append(origin)
                 else:
-                    found[chain.chain_id] = TextOrigin(place=place, chain=chain)
+                    found.setdefault(chain.chain_id, []).append(TextOrigin(place=place, chain=chain))
     return {text_id: found[id_] for text_id, id_ in wanted.items() if id_ in found}
 
 
@@ -137,6 +134,25 @@ def _holds_any(row: dict[str, object], wanted: Collection[str]) -> bool:
     examples = row["examples"]
     assert isinstance(examples, list)
     return any(example["document"]["doc_id"] in wanted for example in examples)
+
+
+def changed_files(inputs: Sequence[str], *, versions: Mapping[str, str]) -> list[str]:
+    """Files of records that are not as they were.
+
+    Args:
+        inputs: Files, folders and globs.
+        versions: What `describe_file` gave of each file, by its URL; files that are not named are not judged.
+
+    Raises:
+        ValueError: An input is not there.
+    """
+    files = [file for source in inputs for file in storage.find_input_files([source], suffixes=SUFFIXES)]
+    return [file.url for file in files if versions.get(file.url, describe_file(file)) != describe_file(file)]
+
+
+def describe_file(file: InputFile) -> str:
+    """What a manifest says of a file of records that it was made from."""
+    return f"{file.size_bytes} bytes, {file.version}"
 
 
 def _record_files(inputs: Sequence[str], *, kind: str) -> list[str]:

@@ -36,7 +36,7 @@ class TokenizerDescription:
     Args:
         name: Hub name or folder.
         sha256: Hash of the whole definition.
-        vocab_size: Number of ids.
+        vocab_size: One more than the largest id; of a vocabulary with gaps, more than it has tokens.
         special_ids: Ids of ``bos``, ``eos`` and ``pad``; None where there is none.
         special_tokens: The strings that it reads as special tokens.
     """
@@ -63,12 +63,14 @@ class TokenizedTexts:
         lengths: int64, shape (num_texts,): tokens of each text, at least 1.
         loss_spans: For each text int32 of shape (num_spans, 2), half-open ranges of its tokens that are targets; None
             where all of them are.
+        empty: The texts that have none.
     """
 
     texts: Sequence[RenderedText]
     ids: NDArray[np.uint32]
     lengths: NDArray[np.int64]
     loss_spans: Sequence[NDArray[np.int32]] | None = None
+    empty: Sequence[RenderedText] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,12 +121,12 @@ class TextTokenizer:
         """Tokenizes a batch.
 
         Args:
-            texts: The texts, all with loss spans or none; one without a single token is left out.
+            texts: The texts, all with loss spans or none.
         """
         if any(text.loss_spans is not None for text in texts):
             return self._encode_with_spans(texts)
         encodings = self._backend.encode_batch_fast([text.text for text in texts], add_special_tokens=False)
-        ids, lengths, kept = array("I"), [], []
+        ids, lengths, kept, empty = array("I"), [], [], []
         for text, encoding in zip(texts, encodings, strict=True):
             own = encoding.ids
             if own:
@@ -134,7 +136,11 @@ class TextTokenizer:
                 # Twice to three times as fast as extend() and np.array().
                 ids.fromlist(own)
                 ids.extend(self._suffix)
-        return TokenizedTexts(texts=kept, ids=np.asarray(ids, np.uint32), lengths=np.asarray(lengths, np.int64))
+            else:
+                empty.append(text)
+        return TokenizedTexts(
+            texts=kept, ids=np.asarray(ids, np.uint32), lengths=np.asarray(lengths, np.int64), empty=empty
+        )
 
     def _encode_with_spans(self, texts: Sequence[RenderedText]) -> TokenizedTexts:
         encoded = self.spans.encode([text.text for text in texts], spans=[text.loss_spans or () for text in texts])
@@ -144,6 +150,7 @@ class TextTokenizer:
             ids=np.concatenate([np.zeros(0, np.uint32), *(ids for _, ids, _ in with_tokens)]),
             lengths=np.asarray([len(ids) for _, ids, _ in with_tokens], np.int64),
             loss_spans=[spans for _, _, spans in with_tokens],
+            empty=[text for text, (ids, _) in zip(texts, encoded, strict=True) if not len(ids)],
         )
 
 

@@ -18,11 +18,13 @@ Not done here: compression. Token ids hardly compress, and compressed files cann
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from contracts.parquet_files import HashedFile
 from contracts.seeding import stable_hash
 from contracts.storage import open_atomic_output, open_random_access
 
@@ -39,6 +41,14 @@ DOCUMENT_SCHEMA = pa.schema(
         pa.field("text_key", pa.uint64(), False),
     ]
 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileSum:
+    """What a file is held against when it is found again."""
+
+    num_bytes: int
+    sha256: str
 
 
 def text_schema(*, with_loss_spans: bool) -> pa.Schema:
@@ -72,17 +82,20 @@ def is_drawn(keys: NDArray[np.uint64], *, fraction: float) -> NDArray[np.bool_]:
     return drawn
 
 
-def write_part(url: str, table: pa.Table) -> None:
+def write_part(url: str, table: pa.Table) -> FileSum:
     """Writes a part; the rows may come in any order, and those of one key keep theirs."""
     by_key = np.argsort(table.column("key").to_numpy(), kind="stable")
     table = table.take(pa.array(by_key)).combine_chunks()
     num_batches = min(_MAX_BATCHES, 1 << (table.nbytes // _BATCH_BYTES).bit_length())
     first_keys = np.arange(num_batches, dtype=np.uint64) * np.uint64(NUM_KEYS // num_batches % NUM_KEYS)
     starts = np.searchsorted(table.column("key").to_numpy(), first_keys)
-    with open_atomic_output(url) as file, pa.ipc.new_file(file, table.schema) as writer:
-        for start, end in zip(starts, [*starts[1:], table.num_rows], strict=True):
-            rows = table.slice(start, end - start).to_batches()
-            writer.write_batch(rows[0] if rows else pa.RecordBatch.from_pylist([], schema=table.schema))
+    with open_atomic_output(url) as file:
+        hashed = HashedFile(file)
+        with pa.ipc.new_file(hashed, table.schema) as writer:
+            for start, end in zip(starts, [*starts[1:], table.num_rows], strict=True):
+                rows = table.slice(start, end - start).to_batches()
+                writer.write_batch(rows[0] if rows else pa.RecordBatch.from_pylist([], schema=table.schema))
+    return FileSum(num_bytes=hashed.num_bytes, sha256=hashed.digest.hexdigest())
 
 
 def read_range(url: str, keys: tuple[int, int], *, columns: Sequence[str]) -> pa.Table:

@@ -76,7 +76,8 @@ def load_here(name_or_path: str) -> LoadedTokenizer:
     description = TokenizerDescription(
         name=name_or_path,
         sha256=_definition_sha256(name_or_path, backend),
-        vocab_size=len(tokenizer),
+        # Not their number: a vocabulary may have gaps.
+        vocab_size=1 + max(backend.get_vocab(with_added_tokens=True).values()),
         special_ids={name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")},
         special_tokens=model_tokenizer.special_tokens,
     )

@@ -19,7 +19,7 @@ from rich.text import Text
 from beam_pipelines.mixing import KINDS_OF_CHAINS
 from beam_pipelines.record_reading import FieldNames
 from beam_pipelines.shard_rows import printable, read_row
-from beam_pipelines.text_origins import TextOrigin, find_documents, find_origins, read_corpora
+from beam_pipelines.text_origins import TextOrigin, changed_files, find_documents, find_origins, read_corpora
 from contracts.manifest import AugmentedCorpusManifest, ShardManifest, Split, read_shard_manifest
 from contracts.records import Chain, Document, InstructionPair, PackedRow
 
@@ -50,14 +50,14 @@ class RowTrace:
     Args:
         row: The row.
         component: The component's entry in the shards' config.
-        origins: By text id, those that were found.
+        origins: By text id, those that were found; several where the id stands in several places.
         places: File and line of documents of chains, by document id, those that were found.
         problems: What could not be found, and what is not as it was when the shards were packed.
     """
 
     row: PackedRow
     component: Mapping[str, Any]
-    origins: Mapping[str, TextOrigin]
+    origins: Mapping[str, Sequence[TextOrigin]]
     places: Mapping[str, str]
     problems: tuple[str, ...]
 
@@ -75,18 +75,29 @@ def trace_row(config: TraceConfig) -> RowTrace:
         raise ValueError(f"The config in the manifest of {config.shards} names no component {row.component!r}.")
     inputs = config.corpus or component["input"]
     problems: list[str] = []
-    origins: dict[str, TextOrigin] = {}
+    origins: dict[str, list[TextOrigin]] = {}
     places: dict[str, str] = {}
     try:
         origins = find_origins(
             set(row.text_ids), kind=component["kind"], inputs=inputs, fields=FieldNames(**manifest.config["fields"])
         )
         corpora = read_corpora(inputs) if component["kind"] in KINDS_OF_CHAINS else {}
+        if not corpora:
+            problems += [
+                f"{url} is not as it was when the shards were packed; what stands in it now is shown."
+                for url in changed_files(inputs, versions=manifest.inputs)
+            ]
     except ValueError as error:
         problems.append(f"{error} If the input has moved, name it by --corpus.")
         corpora = {}
     problems += _changed_corpora(corpora, manifest)
-    doc_ids = {doc_id for origin in origins.values() for doc_id in _documents_of(origin)}
+    problems += [
+        f"The id {text_id} stands in several places, {' and '.join(origin.place for origin in found)}: all are shown, "
+        "and the shards do not say which one the text was made from."
+        for text_id, found in origins.items()
+        if len(found) > 1
+    ]
+    doc_ids = {doc_id for found in origins.values() for origin in found for doc_id in _documents_of(origin)}
     for folder, corpus in corpora.items():
         found, problem = _find_sources(doc_ids - set(places), corpus=corpus, folder=folder, moved_to=config.documents)
         places.update(found)
@@ -135,17 +146,16 @@ def print_trace(trace: RowTrace, *, console: Console) -> None:
     for text_id, length in zip(trace.row.text_ids, trace.row.segment_lengths.tolist(), strict=True):
         _say(console, f"── text {text_id}, tokens {position} to {position + length - 1}", style="bold")
         position += length
-        origin = trace.origins.get(text_id)
-        if origin is None:
+        if text_id not in trace.origins:
             _say(console, "   not found", style="red")
-            continue
-        _say(console, f"   from {origin.place}")
-        if origin.chain:
-            _print_chain(origin.chain, only=origin.document, places=trace.places, console=console)
-        elif origin.document:
-            _print_document(origin.document, place="", console=console)
-        elif origin.pair:
-            _print_pairs([origin.pair], console=console)
+        for origin in trace.origins.get(text_id, ()):
+            _say(console, f"   from {origin.place}")
+            if origin.chain:
+                _print_chain(origin.chain, only=origin.document, places=trace.places, console=console)
+            elif origin.document:
+                _print_document(origin.document, place="", console=console)
+            elif origin.pair:
+                _print_pairs([origin.pair], console=console)
 
 
 def _print_chain(chain: Chain, *, only: Document | None, places: Mapping[str, str], console: Console) -> None:

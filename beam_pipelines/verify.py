@@ -111,6 +111,7 @@ def verify_artifact(folder: str) -> Verification:
 
 def _read_manifest(folder: str) -> Manifest:
     raw = storage.read_json(url) if storage.exists(url := storage.join(folder, MANIFEST_FILE)) else {}
+    raw = raw if isinstance(raw, dict) else {}
     read = next((read for entry, read in _READERS.items() if entry in raw), read_shard_manifest)
     return read(folder)
 

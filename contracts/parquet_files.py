@@ -28,6 +28,25 @@ def write_parquet(folder: str, *, path: str, table: pa.Table) -> FileEntry:
     return FileEntry(path=path, num_rows=table.num_rows, num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
+def write_tables(folder: str, *, path: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> FileEntry:
+    """Writes tables one behind the other as one file, with one of them in memory at a time.
+
+    Args:
+        folder: The artifact's folder.
+        path: Where in it.
+        schema: That of all tables.
+        tables: The tables.
+    """
+    num_rows = 0
+    with storage.open_atomic_output(storage.join(folder, path)) as file:
+        hashed = HashedFile(file)
+        with pq.ParquetWriter(hashed, schema, compression="zstd") as writer:
+            for table in tables:
+                writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+                num_rows += table.num_rows
+    return FileEntry(path=path, num_rows=num_rows, num_bytes=hashed.num_bytes, sha256=hashed.digest.hexdigest())
+
+
 def write_packed_rows(folder: str, *, path: str, schema: pa.Schema, row_groups: Iterable[pa.Table]) -> FileEntry:
     """Writes a shard as ``folder/path``, one row group after the other; one of them is in memory at a time.
 
@@ -42,7 +61,7 @@ def write_packed_rows(folder: str, *, path: str, schema: pa.Schema, row_groups: 
     """
     num_rows = 0
     with storage.open_atomic_output(storage.join(folder, path)) as file:
-        hashed = _HashedFile(file)
+        hashed = HashedFile(file)
         with pq.ParquetWriter(
             hashed,
             schema,
@@ -56,7 +75,7 @@ def write_packed_rows(folder: str, *, path: str, schema: pa.Schema, row_groups: 
     return FileEntry(path=path, num_rows=num_rows, num_bytes=hashed.num_bytes, sha256=hashed.digest.hexdigest())
 
 
-class _HashedFile(io.RawIOBase):
+class HashedFile(io.RawIOBase):
     """Passes bytes on to a file, which stays open, and counts and hashes them."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -65,12 +84,15 @@ class _HashedFile(io.RawIOBase):
         self.digest = hashlib.sha256()
 
     def writable(self) -> bool:
+        """It is."""
         return True
 
     def tell(self) -> int:
+        """The bytes written so far."""
         return self.num_bytes
 
     def write(self, data: Any) -> int:
+        """Passes bytes on."""
         self._file.write(data)
         self.digest.update(data)
         self.num_bytes += len(data)

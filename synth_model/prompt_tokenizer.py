@@ -38,7 +38,8 @@ class ModelTokenizer:
             raise ValueError(f"There is no model folder {name_or_path!r}, and it is no hub name (owner/model).")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
+        except Exception as error:
+            # The tokenizers library raises plain exceptions for a definition that it does not understand.
             raise ValueError(
                 f"No tokenizer could be loaded from {name_or_path!r}: give a hub name or a folder with a model. "
                 f"({_first_line(error)})"

@@ -15,8 +15,21 @@ from collections.abc import Callable, Sequence
 
 CountTokens = Callable[[Sequence[str]], list[int]]
 
+PART_MARK = re.compile(r"#part-\d{4,}$")
+"""What stands behind the id of a document in the id of its part."""
+
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*")
 _SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])")
+
+
+def part_id(doc_id: str, *, number: int) -> str:
+    """The id of a part of a document, counted from 1: ``ID#part-0001``."""
+    return f"{doc_id}#part-{number:04d}"
+
+
+def whole_id(doc_id: str) -> str:
+    """The id of the document that a part is of; any other id as it is."""
+    return PART_MARK.sub("", doc_id)
 
 
 def split_text(text: str, *, max_tokens: int, count_tokens: CountTokens) -> list[str] | None:

@@ -241,7 +241,8 @@ def _load_base(name_or_path: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        # The tokenizers library raises plain exceptions for a definition that it does not understand.
         first_line = str(error).strip().split("\n")[0]
         raise ValueError(
             f"base_tokenizer: no tokenizer could be loaded from {name_or_path!r} ({first_line})."
@@ -286,7 +287,11 @@ def measure_compression(texts: Sequence[str], *, tokenizers: Mapping[str, Tokeni
     """Bytes of texts, and for each tokenizer its tokens and the bytes a token; special tokens are not added."""
     num_bytes = sum(len(text.encode("utf-8")) for text in texts)
     figures: dict[str, float] = {"num_bytes": num_bytes}
-    for name, tokenizer in tokenizers.items():
+    for name, original in tokenizers.items():
+        # A tokenizer may come with the truncation and padding of some model's training.
+        tokenizer = type(original).from_str(original.to_str())
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         num_tokens = sum(len(found.ids) for found in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False))
         figures[f"{name}_num_tokens"] = num_tokens
         figures[f"{name}_bytes_per_token"] = round(num_bytes / num_tokens, 4)

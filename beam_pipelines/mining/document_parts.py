@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from contracts.records import Document
-from synth_model.text_splitting import split_text
+from synth_model.text_splitting import part_id, split_text
 
 
 def split_document(document: Document, *, max_words: int) -> list[Document]:
@@ -28,7 +28,7 @@ def split_document(document: Document, *, max_words: int) -> list[Document]:
     return [
         replace(
             document,
-            doc_id=f"{document.doc_id}#part-{number:04d}",
+            doc_id=part_id(document.doc_id, number=number),
             text=text,
             title=document.title if number == 1 else None,
         )

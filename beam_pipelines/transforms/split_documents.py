@@ -12,7 +12,7 @@ from contracts.records import Document, Reject
 from synth_model.engines import EngineConfig, load_tokenizer
 from synth_model.generation import Sampling
 from synth_model.synthesizer import SynthesizerConfig, make_synthesizer
-from synth_model.text_splitting import split_text
+from synth_model.text_splitting import part_id, split_text
 
 DOCUMENTS, REJECTS, SPLIT = "documents", "rejects", "split"
 
@@ -79,7 +79,7 @@ class _SplitDocument(beam.DoFn):
         yield TaggedOutput(SPLIT, len(parts))
         for number, text in enumerate(parts, start=1):
             yield Document(
-                doc_id=f"{document.doc_id}#part-{number:04d}", source=document.source, text=text, title=document.title
+                doc_id=part_id(document.doc_id, number=number), source=document.source, text=text, title=document.title
             )
 
     def _count_prompts(self, document: Document, texts: Sequence[str]) -> list[int]:

@@ -15,7 +15,7 @@ DESCRIPTION = TokenizerDescription(
 
 
 class ByteTokenizer:
-    """One token a byte; a text without one is left out."""
+    """One token a byte."""
 
     description = DESCRIPTION
 
@@ -27,4 +27,5 @@ class ByteTokenizer:
             texts=kept,
             ids=np.frombuffer(b"".join(data), np.uint8).astype(np.uint32),
             lengths=np.array([len(one) for one in data], np.int64),
+            empty=[text for text in texts if not text.text],
         )

@@ -30,6 +30,10 @@ EVERYTHING = (0, NUM_KEYS)
 KEEPING = Keeping(part_tokens=1 << 20, validation_fraction=0.0, seed=3)
 
 
+def rejects_of(index):
+    return [Reject(**row) for table in read_rejects(index) for row in table.to_pylist()]
+
+
 def text(number, *, doc_ids=None, content=None):
     return RenderedText(
         text_id=f"text-{number}",
@@ -83,7 +87,7 @@ def test_what_is_kept_is_found_again_and_an_unfinished_unit_is_not(tmp_path):
     items = [reject(0), text(1), reject(2), text(3)]
     index = tokenize_unit(str(tmp_path), items, tokenizer=ByteTokenizer(), keeping=KEEPING)
     assert find_unit(str(tmp_path)) == index
-    assert list(read_rejects(index)) == [reject(0), reject(2)]
+    assert rejects_of(index) == [reject(0), reject(2)]
     (tmp_path / "unit.json").unlink()
     assert find_unit(str(tmp_path)) is None
     assert find_unit(str(tmp_path / "nowhere")) is None
@@ -100,7 +104,7 @@ def test_parts_are_bounded_and_hold_the_same_texts(tmp_path, monkeypatch):
     assert len(whole.texts) == 1
     assert all(part.num_tokens < 300 + 60 for part in index.texts)
     assert texts_of(read_texts(index)) == texts_of(read_texts(whole))
-    assert list(read_rejects(index)) == list(read_rejects(whole)) == [reject(number) for number in range(100)]
+    assert rejects_of(index) == rejects_of(whole) == [reject(number) for number in range(100)]
     assert len(index.rejects) == 34
 
 
@@ -208,3 +212,70 @@ def test_whatever_decides_the_tokens_changes_the_fingerprint(kind, monkeypatch):
     # A unit that is found again must hold the texts that it is to hold.
     monkeypatch.setattr(component_tokenization, "UNIT_BYTES", 7)
     assert fingerprint(kind) != same
+
+
+def test_what_is_damaged_is_not_found_again(tmp_path, caplog):
+    """A flipped bit, a lost end, a lost file: the unit is tokenized again, and says so."""
+    items = [reject(0), *map(text, range(9))]
+    index = tokenize_unit(str(tmp_path), items, tokenizer=ByteTokenizer(), keeping=KEEPING)
+    assert len(index.files) == 3
+    for path in index.files:
+        content = (tmp_path / path).read_bytes()
+        flipped = content[:-40] + bytes([content[-40] ^ 1]) + content[-39:]
+        for damaged in (flipped, content[:-9], None):
+            (tmp_path / path).unlink()
+            if damaged is not None:
+                (tmp_path / path).write_bytes(damaged)
+            assert find_unit(str(tmp_path)) is None
+            assert f"{path} is damaged; its unit is tokenized again" in caplog.text
+            caplog.clear()
+            (tmp_path / path).write_bytes(content)
+        assert find_unit(str(tmp_path)) == index
+
+
+def test_two_packings_with_parts_of_another_size_do_not_overwrite_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(component_tokenization, "BATCH_CHARACTERS", 40)
+    items = [text(number) for number in range(60)]
+    other = replace(KEEPING, part_tokens=300)
+
+    def begun_by_another():
+        yield from items[:30]
+        # The other one tokenizes the same unit in between, whole.
+        tokenize_unit(str(tmp_path), items, tokenizer=ByteTokenizer(), keeping=other)
+        yield from items[30:]
+
+    index = tokenize_unit(str(tmp_path), begun_by_another(), tokenizer=ByteTokenizer(), keeping=KEEPING)
+    assert len(texts_of(read_texts(index))) == read_texts(index).num_rows == 60
+    assert find_unit(str(tmp_path)) == index
+
+
+def test_a_text_without_a_token_is_a_reject(tmp_path):
+    index = tokenize_unit(
+        str(tmp_path), [text(0), replace(text(1), text="")], tokenizer=ByteTokenizer(), keeping=KEEPING
+    )
+    assert read_texts(index).num_rows == 1
+    (found,) = rejects_of(index)
+    assert (found.doc_id, found.stage, found.reason) == ("text-1", "tokenize", "no_token")
+
+
+def test_parts_of_a_document_lie_where_the_whole_does(tmp_path):
+    parts = text(0, doc_ids=("long#part-0002", "other#part-0001", "short"))
+    index = tokenize_unit(str(tmp_path), [parts], tokenizer=ByteTokenizer(), keeping=KEEPING)
+    table = read_range(f"{tmp_path}/{index.documents[0]}", EVERYTHING, columns=["key", "doc_id", "text_key"])
+    key = document_key("long", seed=KEEPING.seed)
+    assert {(row["doc_id"], row["key"], row["text_key"]) for row in table.to_pylist()} == {
+        ("long", key, key),
+        ("other", document_key("other", seed=KEEPING.seed), key),
+        ("short", document_key("short", seed=KEEPING.seed), key),
+    }
+    assert read_texts(index).column("key").to_pylist() == [key]
+
+
+def test_an_id_beyond_the_vocabulary_is_never_narrowed(tmp_path):
+    class TooLarge(ByteTokenizer):
+        def encode(self, texts):
+            encoded = super().encode(texts)
+            return replace(encoded, ids=encoded.ids + np.uint32(1 << 16))
+
+    with pytest.raises(AssertionError):
+        tokenize_unit(str(tmp_path), [text(0)], tokenizer=TooLarge(), keeping=KEEPING)

@@ -126,7 +126,7 @@ def test_a_row_of_chains_leads_to_its_chains_documents_and_files(run):
         found = trace(run, number)
         assert found.problems == ()
         assert set(found.origins) == set(row.text_ids)
-        for text_id, origin in found.origins.items():
+        for text_id, (origin,) in found.origins.items():
             assert origin.chain == chains[text_id]
             path, _, number_in_file = origin.place.partition(":row ")
             assert pq.read_table(path).column("chain_id")[int(number_in_file)].as_py() == text_id
@@ -144,7 +144,7 @@ def test_a_row_of_raw_documents_of_chains_leads_to_each(run):
         found = trace(run, number)
         assert found.problems == ()
         for text_id in row.text_ids:
-            origin = found.origins[text_id]
+            (origin,) = found.origins[text_id]
             assert origin.document.doc_id == text_id
             assert origin.document in [example.document for example in origin.chain.examples]
             assert lines_with(found.places[text_id])["text"] == origin.document.text
@@ -154,7 +154,7 @@ def test_a_row_of_tuning_data_leads_to_its_chains(run):
     ((number, row), *_) = rows_of(run, "tuning")
     found = trace(run, number)
     assert found.problems == ()
-    assert {origin.chain.chain_id for origin in found.origins.values()} == {t.split("#")[0] for t in row.text_ids}
+    assert {origin.chain.chain_id for (origin,) in found.origins.values()} == {t.split("#")[0] for t in row.text_ids}
 
 
 def test_a_row_of_records_leads_to_their_lines(run):
@@ -163,7 +163,8 @@ def test_a_row_of_records_leads_to_their_lines(run):
         found = trace(run, number)
         assert found.problems == ()
         for text_id in row.text_ids:
-            record = lines_with(found.origins[text_id].place)
+            (origin,) = found.origins[text_id]
+            record = lines_with(origin.place)
             assert record in records
             assert record["id"] == text_id
 
@@ -293,3 +294,58 @@ def test_another_tokenizer_is_refused(run, tmp_path, tokenizer_folder):
 
 def test_control_characters_become_signs():
     assert printable("a\tb\nc\x1b[0m\x00\r\x7f é") == "a\tb\nc␛[0m␀␍␡ é"
+
+
+def test_an_id_that_stands_in_several_places_is_shown_with_all_of_them(tmp_path, tokenizer_folder, capsys):
+    """Two corpora of the same documents have the same chains, and files by others the same ids."""
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", make_documents(4))
+    for name in ("first", "second"):
+        run_synthesize([corpus], tmp_path / name, chain_length=1)
+    files = [
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"id": "1", "text": f"The {name} file melts copper."}])
+        for name in ("left", "right")
+    ]
+    run_pack(
+        [
+            ComponentConfig(name="both", kind="chains", input=[str(tmp_path / "first"), str(tmp_path / "second")]),
+            ComponentConfig(name="files", kind="documents", input=files),
+        ],
+        tmp_path / "shards",
+        tokenizer=tokenizer_folder,
+        sequence_length=SEQUENCE_LENGTH,
+        num_shards=1,
+    )
+    number, row = rows_of(tmp_path, "both")[0]
+    found = trace(tmp_path, number)
+    for text_id in row.text_ids:
+        assert [origin.place.split("/part-")[0] for origin in found.origins[text_id]] == [
+            str(tmp_path / "first"),
+            str(tmp_path / "second"),
+        ]
+    assert len(found.problems) == len(set(row.text_ids))
+    assert "stands in several places" in found.problems[0]
+    number, _ = rows_of(tmp_path, "files")[0]
+    assert run_command(["trace", str(tmp_path / "shards"), "--row", str(number)]) == 1
+    printed = capsys.readouterr().out
+    assert "The left file" in printed
+    assert "The right file" in printed
+
+
+def test_a_file_that_has_changed_since_is_said(tmp_path, tokenizer_folder):
+    notes = write_jsonl(tmp_path / "notes.jsonl", NOTES)
+    components = [ComponentConfig(name="notes", kind="documents", input=[notes])]
+    settings = {"tokenizer": tokenizer_folder, "sequence_length": SEQUENCE_LENGTH, "num_shards": 1}
+    run_pack(components, tmp_path / "shards", **settings)
+    assert trace(tmp_path, 0).problems == ()
+    write_jsonl(tmp_path / "notes.jsonl", [{**note, "text": f"{note['text']} And more."} for note in NOTES])
+    (problem,) = trace(tmp_path, 0).problems
+    assert problem.startswith(f"{notes} is not as it was when the shards were packed")
+
+
+@pytest.mark.parametrize("damage", [os.remove, lambda path: os.truncate(path, 100)], ids=["missing", "truncated"])
+def test_a_damaged_shard_is_named(run, tmp_path, capsys, damage):
+    shutil.copytree(run / "shards", tmp_path / "shards")
+    damage(tmp_path / "shards" / "shard-00001-of-00002.parquet")
+    assert run_command(["inspect", str(tmp_path / "shards")]) == 1
+    error = capsys.readouterr().err
+    assert "shard-00001-of-00002.parquet is missing or damaged" in error

@@ -1,3 +1,4 @@
+import math
 from fractions import Fraction
 
 import pytest
@@ -64,11 +65,46 @@ TOKENS = st.lists(st.integers(0, 5000), min_size=1, max_size=5).filter(any)
 )
 def test_fractions_are_exact_to_one_row(held, epochs, sequence_length):
     taken = tokens_by_shard([component(epochs=epochs)], tokens={"a": held}, sequence_length=sequence_length)["a"]
-    assert all(tokens % sequence_length == 0 for tokens in taken)
-    assert all(tokens == 0 for tokens, available in zip(taken, held, strict=True) if not available)
+    most = [math.ceil(epochs) * available for available in held]
+    assert all(tokens % sequence_length == 0 or tokens == limit for tokens, limit in zip(taken, most, strict=True))
+    assert all(tokens <= limit for tokens, limit in zip(taken, most, strict=True)), "a text more often than another"
     wanted = epochs * sum(held)
-    assert sum(taken) >= sequence_length
+    assert sum(taken) > 0
     assert abs(sum(taken) - wanted) <= sequence_length
+
+
+@given(
+    held=TOKENS,
+    share=st.integers(1, 100),
+    max_epochs=st.sampled_from([1, 2.5, 4]),
+    sequence_length=st.integers(2, 500),
+)
+def test_no_shard_takes_a_text_more_often_than_is_allowed(held, share, max_epochs, sequence_length):
+    wanted = max(1, int(max_epochs * sum(held) * share / 100))
+    components = [component(), component("b", token_ratio=1, relative_to=["a"], max_epochs=max_epochs)]
+    tokens = {"a": [wanted, *[0] * (len(held) - 1)], "b": held}
+    if wanted > max_epochs * sum(held):
+        return
+    taken = tokens_by_shard(components, tokens=tokens, sequence_length=sequence_length)["b"]
+    for of_shard, available in zip(taken, held, strict=True):
+        assert of_shard <= max_epochs * available
+        assert of_shard % sequence_length == 0 or of_shard == int(max_epochs) * available
+    # Of half an epoch a shard takes whole rows only, so some may be less than a row short of their limits.
+    slack = sequence_length * (1 if max_epochs == int(max_epochs) else 1 + len(held))
+    assert wanted - slack <= sum(taken) <= wanted + sequence_length
+
+
+def test_what_a_shard_has_no_room_for_goes_to_others():
+    """Six rows of 0.93 epochs: eight shards hold less than a row each, so no share in whole rows would fit."""
+    components = [component(), component("b", token_ratio=1, relative_to=["a"], max_epochs=1)]
+    held = [9, 9, 9, 8, 8, 8, 8, 6]
+    taken = tokens_by_shard(components, tokens={"a": [60, *[0] * 7], "b": held}, sequence_length=10)["b"]
+    assert sum(taken) == 59, "less than a row is missing, rather than a text seen twice"
+    assert all(of_shard in (0, available) for of_shard, available in zip(taken, held, strict=True))
+    # A share of one row where each shard holds less: each gives what it has, once.
+    components = [component(), component("b", token_share=0.1)]
+    taken = tokens_by_shard(components, tokens={"a": [81, 0], "b": [6, 5]}, sequence_length=10)["b"]
+    assert taken == [6, 5]
 
 
 @given(
@@ -81,9 +117,10 @@ def test_ratios_are_exact_to_one_row(base, ratio, base_epochs, sequence_length):
     tokens = {"a": base, "b": [7] * len(base)}
     components = [component("b", token_ratio=ratio, relative_to=["a"]), component(epochs=base_epochs)]
     taken = tokens_by_shard(components, tokens=tokens, sequence_length=sequence_length)
-    assert all(share % sequence_length == 0 for share in taken["b"])
+    most = 7 * math.ceil(ratio * base_epochs * sum(base) / (7 * len(base)))
+    assert all(share % sequence_length == 0 or share == most for share in taken["b"])
     assert abs(sum(taken["b"]) - ratio * base_epochs * sum(base)) <= sequence_length
-    assert max(taken["b"]) - min(taken["b"]) <= sequence_length
+    assert max(taken["b"]) - min(taken["b"]) <= max(sequence_length, 7)
 
 
 def test_a_share_is_of_the_whole_mixture():
@@ -182,6 +219,7 @@ def test_settings_that_cannot_be_met_are_refused(components, message):
         ([component("")], "must have names"),
         ([ComponentConfig(name="a", kind="documents", input=[])], "'a': input is empty"),
         ([component(relative_to=["b"]), component("b")], "relative_to goes with token_ratio"),
+        ([component(), component("b", token_ratio=1, relative_to=["a", "a"])], "taken by epochs, each once"),
         ([component(epochs=0)], "epochs is 0; it must be above 0"),
         ([component(epochs=float("nan"))], "epochs is nan"),
         ([component(epochs=float("inf"))], "epochs is inf"),

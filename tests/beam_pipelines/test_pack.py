@@ -16,8 +16,10 @@ from beam_pipelines.shard_writing import PackingConfig
 from beam_pipelines.text_tokenization import TextTokenizer
 from contracts.manifest import read_augmented_corpus_manifest, read_shard_manifest
 from contracts.records import Document, InstructionPair
+from synth_model.generation import Sampling
 from templates import TemplateConfig, render_chain, render_document, render_instruction
 from tests.beam_pipelines.pipeline_runs import (
+    fake_engine,
     make_documents,
     parquet_digests,
     read_chains,
@@ -358,6 +360,77 @@ def test_a_fifth_converted_and_the_rest_raw(tokenizer_folder, tmp_path):
     assert len(converted) == 20
     assert raw == {document["id"] for document in documents} - converted
     assert sum(counts.num_documents for counts in manifest.components["raw"].values()) == 80
+
+
+def test_a_document_that_was_split_is_not_raw_too(tokenizer_folder, tmp_path):
+    """Its parts have ids of their own; the whole stands for them, in training and in validation."""
+    documents = make_documents(30)
+    long = [{**document, "text": "\n\n".join([document["text"]] * 9)} for document in documents[:10]]
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", [*long, *documents[10:]])
+    some = write_jsonl(tmp_path / "some.jsonl", [*long, *documents[10:15]])
+    engine = fake_engine(context_length=160)
+    run_synthesize([some], tmp_path / "augmented", chain_length=2, engine=engine, sampling=Sampling(max_new_tokens=64))
+    augmented = {e.document.doc_id for chain in read_chains(tmp_path / "augmented") for e in chain.examples}
+    assert sum("#part-" in doc_id for doc_id in augmented) > 15
+    manifest = run_pack(
+        [
+            component("augmented", "chains", tmp_path / "augmented", fraction=0.8),
+            component("raw", "documents", corpus, exclude_documents_of=["augmented"]),
+        ],
+        tmp_path / "shards",
+        tokenizer=tokenizer_folder,
+        sequence_length=64,
+        num_shards=3,
+        validation_fraction=0.2,
+    )
+    rows = read_rows(tmp_path / "shards", manifest)
+    raw = {text_id for _, row in rows if row.component == "raw" for text_id in row.text_ids}
+    drawn = {text_id for _, row in rows if row.component == "augmented" for text_id in row.text_ids}
+    documents_drawn = {
+        example.document.doc_id.split("#")[0]
+        for chain in read_chains(tmp_path / "augmented")
+        if chain.chain_id in drawn
+        for example in chain.examples
+    }
+    assert raw == {document["id"] for document in documents} - documents_drawn
+    assert 10 <= len(documents_drawn) <= 15
+
+
+def test_rejects_do_not_depend_on_the_order_of_files_and_stand_with_their_unit(tokenizer_folder, tmp_path):
+    files = []
+    for name in ("b", "a"):
+        records = [{"id": f"{name}-{n}", "text": f"Text {n}."} for n in range(3)] + [{"body": name}]
+        files.append(write_jsonl(tmp_path / f"{name}.jsonl", records))
+    general = component("general", "instructions", write_jsonl(tmp_path / "i.jsonl", [*INSTRUCTIONS, {"x": 1}]))
+    outputs = []
+    for order in (files, files[::-1], [*files, f"{tmp_path}/./a.jsonl"]):
+        outputs.append(tmp_path / str(len(outputs)))
+        web = ComponentConfig(name="web", kind="documents", input=order)
+        manifest = run_pack([web, general], outputs[-1], tokenizer=tokenizer_folder, sequence_length=64)
+        assert manifest.rejected_by_reason == {"read/no_pair": 1, "read/no_text": 2}
+        assert manifest.components["web"]["train"].num_texts == 6
+    assert len(manifest.rejects) == 2
+    assert sum(entry.num_rows for entry in manifest.rejects) == len(read_rejects(outputs[0])) == 3
+    assert parquet_digests(outputs[0]) == parquet_digests(outputs[1]) == parquet_digests(outputs[2])
+
+
+def test_an_impossible_mixture_says_where_its_tokens_are_kept(inputs, tokenizer_folder, tmp_path, monkeypatch):
+    web = component("web", "documents", inputs / "raw.jsonl")
+    general = component("general", "instructions", inputs / "instructions.jsonl", token_share=0.9, max_epochs=1)
+    settings = {"tokenizer": tokenizer_folder, "sequence_length": 64}
+    kept = str(tmp_path / "out" / "tokenized")
+    with pytest.raises(ValueError, match=rf"max_epochs allows 1 times .*with another output, and {kept} as cache"):
+        run_pack([web, general], tmp_path / "out", **settings)
+    counts = count_encodings(monkeypatch)
+    run_pack([web, replace(general, token_share=0.1)], tmp_path / "other", cache=kept, **settings)
+    assert not counts
+
+
+def test_a_cap_below_a_row_is_refused(inputs, tokenizer_folder, tmp_path):
+    web = component("web", "documents", inputs / "raw.jsonl", max_tokens=63)
+    with pytest.raises(ValueError, match=r"'web': max_tokens is 63, which is less than a row"):
+        run_pack([web], tmp_path / "out", tokenizer=tokenizer_folder, sequence_length=64)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_fraction_and_the_rest_of_the_same_documents(inputs, tokenizer_folder, tmp_path, monkeypatch):

@@ -1,3 +1,5 @@
+import json
+import shutil
 import subprocess
 import sys
 
@@ -68,3 +70,23 @@ def test_a_tokenizer_without_a_fast_implementation_is_refused(monkeypatch):
     monkeypatch.setattr("synth_model.prompt_tokenizer.ModelTokenizer", lambda _: Slow())
     with pytest.raises(ValueError, match="has no fast implementation"):
         tokenizer_loading.load_here("slow")
+
+
+def test_a_vocabulary_with_gaps_is_as_large_as_its_largest_id(tokenizer_folder, tmp_path):
+    shutil.copytree(tokenizer_folder, tmp_path, dirs_exist_ok=True)
+    content = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    last = max(content["model"]["vocab"], key=content["model"]["vocab"].get)
+    content["model"]["vocab"][last] = 100_000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+    assert load_here(str(tmp_path)).description.vocab_size == 100_001
+
+
+def test_a_definition_that_the_library_does_not_understand_is_named(tokenizer_folder, tmp_path, monkeypatch):
+    shutil.copytree(tokenizer_folder, tmp_path, dirs_exist_ok=True)
+    content = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content | {"model": {"type": "NoSuchModel"}}), "utf-8")
+    for is_loaded_here in (True, False):
+        if not is_loaded_here:
+            monkeypatch.delitem(sys.modules, "transformers")
+        with pytest.raises(ValueError, match=f"No tokenizer could be loaded from '{tmp_path}'"):
+            load_tokenizer(str(tmp_path), add_bos=False, add_eos=False)

@@ -173,3 +173,8 @@ def test_in_memory_storage(original):
 def test_there_must_be_a_folder(tmp_path, capsys):
     assert run_command(["verify", str(tmp_path / "nowhere")]) == 1
     assert "There is no folder" in capsys.readouterr().err
+
+
+def test_a_manifest_that_is_no_object_is_a_finding(shards):
+    (shards / "manifest.json").write_text("null", "utf-8")
+    assert findings(shards) == [("manifest.json", "manifest")]

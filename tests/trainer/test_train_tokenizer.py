@@ -111,6 +111,13 @@ def test_the_report_counts_bytes_and_tokens_of_texts_not_trained_on(folder, toke
         )
         assert figures["own_bytes_per_token"] > figures["base_bytes_per_token"] > 1
     assert measure_compression(["héé", "a"], tokenizers=tokenizers)["num_bytes"] == 6
+    # The limits of some model's training, which come with its tokenizer, do not count.
+    texts = ["a b c d e f g h", "a"]
+    plain = measure_compression(texts, tokenizers=tokenizers)
+    tokenizers["base"].enable_truncation(2)
+    tokenizers["base"].enable_padding(length=50)
+    assert measure_compression(texts, tokenizers=tokenizers) == plain
+    assert tokenizers["base"].truncation is not None, "it is measured on a copy"
     written = json.loads((REPOSITORY / config.output / "report.json").read_text())
     assert written == report
 
