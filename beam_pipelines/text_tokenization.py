@@ -16,10 +16,13 @@ Not done here: tokenizers without a fast (Rust) implementation.
 
 from __future__ import annotations
 
+import json
+import re
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +30,10 @@ from numpy.typing import NDArray
 from beam_pipelines.span_tokenization import SpanTokenizer
 from contracts import storage
 from contracts.records import RenderedText
+
+_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+# Log probabilities of pieces are about -15 at the least, and a name has six characters.
+_LAST_CHOICE = -1000.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,16 +107,14 @@ class TextTokenizer:
     """
 
     def __init__(self, settings: Tokenization) -> None:
-        from tokenizers import Tokenizer
-
         self.description = settings.tokenizer
         self._definition_url = settings.definition_url
         self._prefix = _ids_of(self.description, "bos", wanted=settings.add_bos)
         self._suffix = _ids_of(self.description, "eos", wanted=settings.add_eos)
-        self._backend = Tokenizer.from_str(storage.read_text(settings.plain_definition_url))
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        self._backend.encode_special_tokens = True
+        definition = storage.read_text(settings.plain_definition_url)
+        aside = _with_byte_pieces_aside(definition)
+        self._backend = _open(definition)
+        self._backend_for_byte_pieces = None if aside is None else _open(aside)
 
     @cached_property
     def spans(self) -> SpanTokenizer:
@@ -126,6 +131,10 @@ class TextTokenizer:
         if any(text.loss_spans is not None for text in texts):
             return self._encode_with_spans(texts)
         encodings = self._backend.encode_batch_fast([text.text for text in texts], add_special_tokens=False)
+        if self._backend_for_byte_pieces is not None:
+            for number, text in enumerate(texts):
+                if _BYTE_PIECE.search(text.text):
+                    encodings[number] = self._backend_for_byte_pieces.encode(text.text, add_special_tokens=False)
         ids, lengths, kept, empty = array("I"), [], [], []
         for text, encoding in zip(texts, encodings, strict=True):
             own = encoding.ids
@@ -152,6 +161,33 @@ class TextTokenizer:
             loss_spans=[spans for _, _, spans in with_tokens],
             empty=[text for text, (ids, _) in zip(texts, encoded, strict=True) if not len(ids)],
         )
+
+
+def _open(definition: str) -> Any:
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(definition)
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return backend
+
+
+def _with_byte_pieces_aside(definition: str) -> str | None:
+    """A definition in which the pieces that stand for single bytes are the last choice; None where there are none.
+
+    A Unigram model finds their names in a text that spells them (``<0x41>``) and makes the byte of it, where
+    SentencePiece does not. They cannot be renamed, since the fallback goes by their names. For other texts their scores
+    do not matter, but through the penalty of unknown characters, so this is for texts that spell them only.
+    """
+    model = json.loads(definition)
+    pieces = model["model"]
+    if not pieces.get("byte_fallback") or isinstance(pieces["vocab"], dict):
+        return None
+    pieces["vocab"] = [
+        [piece, _LAST_CHOICE if _BYTE_PIECE.fullmatch(piece) else score] for piece, score in pieces["vocab"]
+    ]
+    return json.dumps(model, ensure_ascii=False)
 
 
 def _ids_of(description: TokenizerDescription, name: str, *, wanted: bool) -> array[int]:

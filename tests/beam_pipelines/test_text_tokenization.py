@@ -9,7 +9,7 @@ from beam_pipelines.text_tokenization import TextTokenizer, Tokenization, Tokeni
 from beam_pipelines.tokenizer_loading import load_tokenizer
 from contracts import storage
 from contracts.records import RenderedText
-from tests.beam_pipelines.tokenizer_kinds import SPACE, large_vocabulary, llama_like, t5_like
+from tests.beam_pipelines.tokenizer_kinds import SPACE, large_vocabulary, llama_like, t5_like, unigram_with_bytes
 
 
 def rendered(text, number=0):
@@ -95,7 +95,7 @@ def test_truncation_and_padding_that_a_tokenizer_brings_along_are_off(tokenizer_
     assert encode(open_tokenizer(str(tmp_path)), *texts) == encode(open_tokenizer(tokenizer_folder), *texts)
 
 
-@pytest.fixture(scope="module", params=[llama_like, t5_like], ids=lambda kind: kind.__name__)
+@pytest.fixture(scope="module", params=[llama_like, t5_like, unigram_with_bytes], ids=lambda kind: kind.__name__)
 def kind(request, tmp_path_factory):
     return request.param(str(tmp_path_factory.mktemp(request.param.__name__)))
 
@@ -104,6 +104,7 @@ TEXTS = [
     "The value of the expression is the last one.",
     "for name in names:  print(name)",
     "One <s> two </s> three <pad> four <unk>",
+    "See <0x41> and <0x0A> here.",
 ]
 
 
@@ -121,6 +122,26 @@ def test_asking_the_library_for_plain_text_is_not_enough(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(t5_like(str(tmp_path)).folder).backend_tokenizer
     tokenizer.encode_special_tokens = True
     assert tokenizer.token_to_id("</s>") in tokenizer.encode("a </s>", add_special_tokens=False).ids
+
+
+BYTE_PIECES = st.lists(
+    st.sampled_from(["<0x41>", "<0x0A>", "<0xE6>", " ", "a", "漢", "<0x4", "value", "\n"]), min_size=1
+)
+
+
+@given(text=BYTE_PIECES.map("".join))
+def test_names_of_bytes_in_a_text_are_plain_text(unigram, text):
+    """As SentencePiece has it, and so that every text comes back; beside a text without one, in its place."""
+    tokenizer, decode = unigram
+    encoded = encode(tokenizer, "one value", f"x{text}", "the last")
+    assert decode(encoded["1"]) == f"x{text}"
+    assert [encoded["0"], encoded["2"]] == [encode(tokenizer, other)["0"] for other in ("one value", "the last")]
+
+
+@pytest.fixture(scope="module")
+def unigram(tmp_path_factory):
+    folder = unigram_with_bytes(str(tmp_path_factory.mktemp("unigram"))).folder
+    return open_tokenizer(folder), AutoTokenizer.from_pretrained(folder).decode
 
 
 def test_words_that_are_special_tokens_are_unknown_words(tmp_path):

@@ -77,6 +77,23 @@ def t5_like(folder: str) -> TokenizerKind:
     return TokenizerKind(folder=folder, encode=model.encode, restores=lambda text: " ".join(text.split()))
 
 
+def unigram_with_bytes(folder: str) -> TokenizerKind:
+    """Unigram with byte fallback."""
+    model = train_sentencepiece(
+        "unigram", byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False
+    )
+    pieces = [(model.id_to_piece(id_), model.get_score(id_)) for id_ in range(model.get_piece_size())]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=model.unk_id(), byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    return TokenizerKind(folder=folder, encode=model.encode, restores=lambda text: text.replace(SPACE, " "))
+
+
 def large_vocabulary(folder: str, *, num_words: int = 70_000) -> TokenizerKind:
     """More ids than 16 bits hold."""
     ids = {"<unk>": 0, "</s>": 1, **{f"w{number}": number + 2 for number in range(num_words)}}
