@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from beam_pipelines.component_reading import Rendering, rendering_inputs
 from beam_pipelines.mixing import ComponentKind
 from beam_pipelines.text_tokenization import TextTokenizer, Tokenization, TokenizedTexts
-from beam_pipelines.tokenized_parts import DOCUMENT_SCHEMA, FileSum, document_key, text_schema, write_part
+from beam_pipelines.tokenized_parts import DOCUMENT_SCHEMA, document_key, text_schema, write_part
 from contracts import storage
 from contracts.manifest import SPLITS, Split
 from contracts.parquet_files import write_parquet
@@ -106,14 +106,14 @@ class UnitIndex:
         texts: Its parts of texts.
         documents: Its parts of documents.
         rejects: Its files of rejects.
-        files: The sum of each of these files.
+        files: The SHA-256 of each of these files.
     """
 
     folder: str
     texts: tuple[TextsPart, ...]
     documents: tuple[str, ...]
     rejects: tuple[str, ...]
-    files: Mapping[str, FileSum]
+    files: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,17 +193,14 @@ def find_unit(folder: str) -> UnitIndex | None:
         texts=tuple(TextsPart(**part) for part in raw["texts"]),
         documents=tuple(raw["documents"]),
         rejects=tuple(raw["rejects"]),
-        files={path: FileSum(**file) for path, file in raw["files"].items()},
+        files=raw["files"],
     )
-    for path, expected in index.files.items():
-        if not _is_intact(storage.join(folder, path), expected):
-            _LOGGER.warning("%s is damaged; its unit is tokenized again.", storage.join(folder, path))
+    for path, sha256 in index.files.items():
+        url = storage.join(folder, path)
+        if not storage.exists(url) or storage.file_sha256(url) != sha256:
+            _LOGGER.warning("%s is damaged; its unit is tokenized again.", url)
             return None
     return index
-
-
-def _is_intact(url: str, expected: FileSum) -> bool:
-    return storage.exists(url) and storage.file_sha256(url) == expected.sha256
 
 
 def tokenize_unit(
@@ -288,12 +285,12 @@ class _UnitWriter:
         self._texts: dict[Split, list[pa.Table]] = {split: [] for split in SPLITS}
         self._documents: list[pa.Table] = []
         self._num_tokens = 0
-        self._rejects: list[Reject] = []
-        self._num_reject_characters = 0
         self._texts_parts: list[TextsPart] = []
         self._documents_parts: list[str] = []
-        self._rejects_parts: list[str] = []
-        self._files: dict[str, FileSum] = {}
+        self._files: dict[str, str] = {}
+        # Apart, since how far reading is ahead of tokenizing depends on the moment, and no order may.
+        self._unusable = _RejectFiles(folder, stem="rejects")
+        self._empty = _RejectFiles(folder, stem="rejects-without-token")
 
     def keep_rejects(self, texts: Iterable[RenderedText | Reject]) -> Iterator[RenderedText]:
         """The texts; rejects are taken out and written."""
@@ -301,18 +298,12 @@ class _UnitWriter:
             if isinstance(text, RenderedText):
                 yield text
                 continue
-            self._keep_reject(text)
-
-    def _keep_reject(self, reject: Reject) -> None:
-        self._rejects.append(reject)
-        self._num_reject_characters += len(reject.text) + len(reject.detail)
-        if len(self._rejects) >= _REJECTS_PER_FILE or self._num_reject_characters >= _REJECT_CHARACTERS_PER_FILE:
-            self._write_rejects()
+            self._unusable.add(text)
 
     def add(self, tokenized: TokenizedTexts) -> None:
         """Takes a batch of tokenized texts."""
         for text in tokenized.empty:
-            self._keep_reject(_reject_empty(text))
+            self._empty.add(_reject_empty(text))
         if not tokenized.texts:
             return
         keys = [document_key(whole_id(text.doc_ids[0]), seed=self._keeping.seed) for text in tokenized.texts]
@@ -330,20 +321,21 @@ class _UnitWriter:
     def close(self) -> UnitIndex:
         """Writes what is left, then the index."""
         self._flush()
-        self._write_rejects()
+        rejects = self._unusable.close() | self._empty.close()
+        files = self._files | rejects
         content = {
             "texts": [asdict(part) for part in self._texts_parts],
             "documents": self._documents_parts,
-            "rejects": self._rejects_parts,
-            "files": {path: asdict(file) for path, file in self._files.items()},
+            "rejects": list(rejects),
+            "files": files,
         }
         storage.write_json(storage.join(self._folder, _INDEX_FILE), content)
         return UnitIndex(
             folder=self._folder,
             texts=tuple(self._texts_parts),
             documents=tuple(self._documents_parts),
-            rejects=tuple(self._rejects_parts),
-            files=dict(self._files),
+            rejects=tuple(rejects),
+            files=files,
         )
 
     def _is_held_out(self, group_id: str) -> bool:
@@ -372,16 +364,37 @@ class _UnitWriter:
 
     def _part_path(self, stem: str, *, number: int) -> str:
         """Two packings with parts of another size may tokenize a unit at the same time: each names its own parts."""
-        return f"{stem}-{number:05d}-of-{self._keeping.part_tokens}.arrow"
+        return f"{stem}-by-{self._keeping.part_tokens}-{number:05d}.arrow"
 
-    def _write_rejects(self) -> None:
+
+class _RejectFiles:
+    """Writes rejects to files whenever there are enough of them."""
+
+    def __init__(self, folder: str, *, stem: str) -> None:
+        self._folder = folder
+        self._stem = stem
+        self._rejects: list[Reject] = []
+        self._num_characters = 0
+        self._files: dict[str, str] = {}
+
+    def add(self, reject: Reject) -> None:
+        """Takes a reject."""
+        self._rejects.append(reject)
+        self._num_characters += len(reject.text) + len(reject.detail)
+        if len(self._rejects) >= _REJECTS_PER_FILE or self._num_characters >= _REJECT_CHARACTERS_PER_FILE:
+            self._write()
+
+    def close(self) -> dict[str, str]:
+        """Writes what is left; the SHA-256 of each file by its path."""
+        self._write()
+        return self._files
+
+    def _write(self) -> None:
         if self._rejects:
-            path = f"rejects-{len(self._rejects_parts):05d}.parquet"
+            path = f"{self._stem}-{len(self._files):05d}.parquet"
             entry = write_parquet(self._folder, path=path, table=rejects_to_table(self._rejects))
-            self._files[path] = FileSum(num_bytes=entry.num_bytes, sha256=entry.sha256)
-            self._rejects_parts.append(path)
-            self._rejects = []
-            self._num_reject_characters = 0
+            self._files[path] = entry.sha256
+            self._rejects, self._num_characters = [], 0
 
 
 def _reject_empty(text: RenderedText) -> Reject:

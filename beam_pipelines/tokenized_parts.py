@@ -18,7 +18,6 @@ Not done here: compression. Token ids hardly compress, and compressed files cann
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -41,14 +40,6 @@ DOCUMENT_SCHEMA = pa.schema(
         pa.field("text_key", pa.uint64(), False),
     ]
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileSum:
-    """What a file is held against when it is found again."""
-
-    num_bytes: int
-    sha256: str
 
 
 def text_schema(*, with_loss_spans: bool) -> pa.Schema:
@@ -82,8 +73,8 @@ def is_drawn(keys: NDArray[np.uint64], *, fraction: float) -> NDArray[np.bool_]:
     return drawn
 
 
-def write_part(url: str, table: pa.Table) -> FileSum:
-    """Writes a part; the rows may come in any order, and those of one key keep theirs."""
+def write_part(url: str, table: pa.Table) -> str:
+    """Writes a part and returns its SHA-256; the rows may come in any order, and those of one key keep theirs."""
     by_key = np.argsort(table.column("key").to_numpy(), kind="stable")
     table = table.take(pa.array(by_key)).combine_chunks()
     num_batches = min(_MAX_BATCHES, 1 << (table.nbytes // _BATCH_BYTES).bit_length())
@@ -95,7 +86,7 @@ def write_part(url: str, table: pa.Table) -> FileSum:
             for start, end in zip(starts, [*starts[1:], table.num_rows], strict=True):
                 rows = table.slice(start, end - start).to_batches()
                 writer.write_batch(rows[0] if rows else pa.RecordBatch.from_pylist([], schema=table.schema))
-    return FileSum(num_bytes=hashed.num_bytes, sha256=hashed.digest.hexdigest())
+    return hashed.digest.hexdigest()
 
 
 def read_range(url: str, keys: tuple[int, int], *, columns: Sequence[str]) -> pa.Table:

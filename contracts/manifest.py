@@ -176,8 +176,8 @@ class ComponentCounts:
         num_padding_tokens: Padding in those rows.
         num_truncations: Texts that do not stand whole in one row.
         num_dropped_tokens: Tokens of the selected texts that stand in no row.
-        num_requested_tokens: Tokens that the mixture asked for; ``num_tokens`` differs by a row at most, and by what
-            was dropped of texts longer than a row.
+        num_requested_tokens: Tokens that the mixture asked for; ``num_tokens`` differs by a row at most, by what was
+            dropped of texts longer than a row, and by what ``max_epochs`` leaves of a last row in each shard.
     """
 
     num_documents: int

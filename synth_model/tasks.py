@@ -66,6 +66,10 @@ class TasksConfig:
         chain_length: Examples of one set in a chain; the last chain of a set may be shorter.
         max_texts: Most texts of one set, so that none outweighs the others; those with the most pairs are taken.
         max_texts_by_set: The same for single sets, under the names that their records give them; 0 leaves a set out.
+        max_characters: Longest text with its pairs, in characters; 0 is off. What outgrows a row is of no use to tune
+            on, and the texts with the most pairs are often the longest.
+        max_same_responses: Most pairs of a text with one and the same response, case and white space aside; 0 is off.
+            The first ones stay.
         min_pairs: Fewest pairs of a text; a synthesizer writes as many as those that it was tuned on had.
         held_out_fraction: Share of each set's texts, drawn by the hash of their ids, that is kept apart for evaluation;
             none of a set whose texts would all be drawn.
@@ -80,6 +84,8 @@ class TasksConfig:
     chain_length: int = 3
     max_texts: int = 10_000
     max_texts_by_set: dict[str, int] = field(default_factory=dict)
+    max_characters: int = 0
+    max_same_responses: int = 0
     min_pairs: int = 1
     held_out_fraction: float = 0.0
     take: Literal["rest", "held_out"] = "rest"
@@ -106,6 +112,9 @@ class TasksConfig:
                 f"held_out_fraction is {self.held_out_fraction} and take is {self.take!r}; the fraction must be from 0 "
                 "to below 1, and above 0 to take the texts held out."
             )
+        for name in ("max_characters", "max_same_responses"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 (off) or more.")
         for name, limit in self.max_texts_by_set.items():
             if limit < 0:
                 raise ValueError(f"max_texts_by_set gives {name!r} {limit} texts; it must be 0 or more.")
@@ -235,9 +244,15 @@ def choose_texts(
     """
     usable: dict[str, list[TaskText]] = defaultdict(list)
     rejects = []
-    for text in texts:
+    for given in texts:
+        text, repeats = _limit_same_responses(given, most=config.max_same_responses)
+        rejects += repeats
+        num_characters = len(text.document.text) + sum(len(p.instruction) + len(p.response) for p in text.pairs)
         if not text.pairs:
             rejects.append(_reject(text, reason="no_pair", detail="none of its questions can be used"))
+        elif config.max_characters and num_characters > config.max_characters:
+            detail = f"it has {num_characters} characters with its pairs, max_characters is {config.max_characters}"
+            rejects.append(_reject(text, reason="too_long", detail=detail))
         elif len(text.pairs) < config.min_pairs:
             detail = f"it has {len(text.pairs)} pairs, min_pairs is {config.min_pairs}"
             rejects.append(_reject(text, reason="too_few_pairs", detail=detail))
@@ -262,6 +277,30 @@ def choose_texts(
         rejects += [_reject(text, reason="over_max_texts", detail=detail) for text in members[limit:]]
         by_set[name] = members[:limit]
     return {name: members for name, members in by_set.items() if members}, rejects
+
+
+def _limit_same_responses(text: TaskText, *, most: int) -> tuple[TaskText, list[Reject]]:
+    """A text with the first pairs of each response, and rejects for the others."""
+    if not most:
+        return text, []
+    counts: Counter[str] = Counter()
+    kept, rejects = [], []
+    for pair in text.pairs:
+        counts[normalize(pair.response)] += 1
+        if counts[normalize(pair.response)] <= most:
+            kept.append(pair)
+        else:
+            rejects.append(
+                Reject(
+                    doc_id=text.document.doc_id,
+                    source=text.document.source,
+                    stage=GATE_STAGE,
+                    reason="repeated_response",
+                    detail=f"max_same_responses is {most}",
+                    text=pair.instruction,
+                )
+            )
+    return replace(text, pairs=tuple(kept)), rejects
 
 
 def _held_out_ids(texts: Sequence[TaskText], *, config: TasksConfig) -> set[str]:

@@ -252,6 +252,33 @@ def test_a_question_that_a_text_has_already_is_rejected_and_does_not_count_for_i
     assert left_out.doc_id == "ferries-a"
 
 
+def test_long_texts_and_repeated_responses_are_left_out_before_the_texts_with_the_most_pairs_are_chosen(tmp_path):
+    rows = write_records(tmp_path / "a.jsonl", 4)
+    pairs = [
+        [("Q0?", "Yes."), ("Q1?", "yes."), ("Q2?", "No."), ("Q3?", "Yes.")],
+        [("Q0?", "A."), ("Q1?", "B."), ("Q2?", "C.")],
+    ]
+    many, few = ([{"instruction": q, "response": r} for q, r in items] for items in pairs)
+    lines = [
+        {**rows[0], "id": "same", "pairs": many},
+        {**rows[1], "id": "other", "pairs": few},
+        {**rows[2], "id": "long", "context": "x" * 200, "pairs": [*few, {"instruction": "Q9?", "response": "D."}]},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    source = TaskSource(name="normalized", input=[str(tmp_path / "a.jsonl")])
+    settings = {"datasets": [source], "max_texts": 1, "max_characters": 200}
+    manifest = read_tasks(TasksConfig(output=str(tmp_path / "out"), max_same_responses=1, **settings))
+    (chain,) = read_chains(tmp_path / "out", manifest)
+    assert chain.examples[0].document.doc_id == "ferries-other"
+    assert manifest.rejected_pairs_by_reason == {"gate/repeated_response": 2}
+    assert manifest.accounts.rejected_by_reason == {"task/over_max_texts": 1, "task/too_long": 1}
+    manifest = read_tasks(TasksConfig(output=str(tmp_path / "twice"), max_same_responses=2, **settings))
+    (chain,) = read_chains(tmp_path / "twice", manifest)
+    assert [pair.instruction for pair in chain.examples[0].pairs] == ["Q0?", "Q1?", "Q2?"]
+    with pytest.raises(ValueError, match="max_characters is -1; it must be 0"):
+        tasks_config(max_characters=-1).check()
+
+
 def test_nothing_of_a_text_under_another_licence_is_kept_not_even_a_bad_question(tmp_path):
     rows = write_records(tmp_path / "a.jsonl", 1)
     bad = {**rows[0], "license": "CC BY-NC 4.0", "pairs": [{"instruction": "SECRET?", "response": ""}]}
