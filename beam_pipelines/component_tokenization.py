@@ -399,8 +399,9 @@ class _RejectFiles:
 
 def _reject_empty(text: RenderedText) -> Reject:
     return Reject(
-        doc_id=text.text_id,
-        source=text.component,
+        # Not its component: another packing may find this again under another name.
+        doc_id=text.doc_ids[0] if text.doc_ids else text.text_id,
+        source="",
         stage=TOKENIZE_STAGE,
         reason="no_token",
         detail="the tokenizer makes no token of it",

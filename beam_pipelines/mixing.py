@@ -254,9 +254,12 @@ def tokens_by_shard(
         # A cap is not rounded up.
         most = component.max_tokens // sequence_length if component.max_tokens else math.inf
         num_rows = int(max(1, min(round(wanted / sequence_length), most)))
-        epochs = Fraction(str(component.max_epochs)) if component.max_epochs else math.ceil(wanted / available[name])
+        epochs: Fraction | int = math.ceil(wanted / available[name])
+        if component.max_epochs is not None:
+            epochs = min(epochs, Fraction(str(component.max_epochs)))
         taken[name] = _fill_shards(
             num_rows,
+            wanted=wanted,
             weights=tokens[name],
             limits=[_most_tokens(count, epochs=epochs, sequence_length=sequence_length) for count in tokens[name]],
             sequence_length=sequence_length,
@@ -273,20 +276,27 @@ def _most_tokens(num_tokens: int, *, epochs: Fraction | int, sequence_length: in
 
 
 def _fill_shards(
-    num_rows: int, *, weights: Sequence[int], limits: Sequence[int], sequence_length: int, may_exceed: bool
+    num_rows: int,
+    *,
+    wanted: Fraction,
+    weights: Sequence[int],
+    limits: Sequence[int],
+    sequence_length: int,
+    may_exceed: bool,
 ) -> list[int]:
     """Tokens by shard: rows shared out by weight, none beyond its limit, and what is over to where most room is.
 
     Args:
         num_rows: Rows to take.
+        wanted: The tokens that they stand for.
         weights: What they are shared out by.
         limits: Most tokens of each shard.
         sequence_length: Tokens a row.
-        may_exceed: Whether the sum may be above that of the rows, if that is nearer to it than what is below.
+        may_exceed: Whether the sum may be above what is wanted, if that is nearer to it than what is below.
     """
     shares = share_out(num_rows, weights=weights)
     taken = [min(share * sequence_length, limit) for share, limit in zip(shares, limits, strict=True)]
-    missing = num_rows * sequence_length - sum(taken)
+    missing = min(wanted, Fraction(num_rows * sequence_length)) - sum(taken)
     with_most_room = [
         (taken[index] - limits[index], index) for index in range(len(taken)) if taken[index] < limits[index]
     ]

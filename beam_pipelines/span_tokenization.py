@@ -11,6 +11,8 @@ on the very tokens that it will see. Where it does not, as SentencePiece models,
 piece of its own would get such a model's leading space.
 
 Offsets cost about a third more time than ids alone.
+
+Not done here: names of bytes (``<0x41>``) in the data as plain text, for Unigram models with byte fallback.
 """
 
 from __future__ import annotations

@@ -136,18 +136,31 @@ def _holds_any(row: dict[str, object], wanted: Collection[str]) -> bool:
     return any(example["document"]["doc_id"] in wanted for example in examples)
 
 
-def changed_files(inputs: Sequence[str], *, versions: Mapping[str, str]) -> list[str]:
-    """Files of records that are not as they were.
+def changed_inputs(inputs: Sequence[str], *, kind: str, versions: Mapping[str, str]) -> list[str]:
+    """Files of records, and instruction corpora, that are not as they were.
 
     Args:
         inputs: Files, folders and globs.
-        versions: What `describe_file` gave of each file, by its URL; files that are not named are not judged.
+        kind: The component's kind.
+        versions: By URL what `describe_file` gave of a file, and the fingerprints of corpora; files that are not named
+            are not judged.
 
     Raises:
         ValueError: An input is not there.
     """
-    files = [file for source in inputs for file in storage.find_input_files([source], suffixes=SUFFIXES)]
-    return [file.url for file in files if versions.get(file.url, describe_file(file)) != describe_file(file)]
+    changed: list[str] = []
+    for source in inputs:
+        if _is_instruction_corpus(source, kind=kind):
+            if read_instruction_corpus_manifest(source).fingerprint not in versions.values():
+                changed.append(source)
+        else:
+            files = storage.find_input_files([source], suffixes=SUFFIXES)
+            changed += [f.url for f in files if versions.get(f.url, describe_file(f)) != describe_file(f)]
+    return changed
+
+
+def _is_instruction_corpus(source: str, *, kind: str) -> bool:
+    return kind == "instructions" and storage.exists(storage.join(source, COMPLETED_FILE))
 
 
 def describe_file(file: InputFile) -> str:
@@ -158,7 +171,7 @@ def describe_file(file: InputFile) -> str:
 def _record_files(inputs: Sequence[str], *, kind: str) -> list[str]:
     files: list[str] = []
     for source in inputs:
-        if kind == "instructions" and storage.exists(storage.join(source, COMPLETED_FILE)):
+        if _is_instruction_corpus(source, kind=kind):
             files += [storage.join(source, entry.path) for entry in read_instruction_corpus_manifest(source).parts]
         else:
             files += [file.url for file in storage.find_input_files([source], suffixes=SUFFIXES)]

@@ -31,9 +31,12 @@ from beam_pipelines.span_tokenization import SpanTokenizer
 from contracts import storage
 from contracts.records import RenderedText
 
-_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+_BYTE_NAME = re.compile(r"<0x[0-9A-F]{2}>")
+_CHARACTERS_OF_NAMES = "<0x123456789ABCDEF>"
 # Log probabilities of pieces are about -15 at the least, and a name has six characters.
 _LAST_CHOICE = -1000.0
+# What the model takes off the least score for an unknown character.
+_UNKNOWN_PENALTY = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,9 +115,8 @@ class TextTokenizer:
         self._prefix = _ids_of(self.description, "bos", wanted=settings.add_bos)
         self._suffix = _ids_of(self.description, "eos", wanted=settings.add_eos)
         definition = storage.read_text(settings.plain_definition_url)
-        aside = _with_byte_pieces_aside(definition)
         self._backend = _open(definition)
-        self._backend_for_byte_pieces = None if aside is None else _open(aside)
+        self._byte_names = _ByteNames(definition) if _ByteNames.are_pieces_of(definition) else None
 
     @cached_property
     def spans(self) -> SpanTokenizer:
@@ -131,13 +133,11 @@ class TextTokenizer:
         if any(text.loss_spans is not None for text in texts):
             return self._encode_with_spans(texts)
         encodings = self._backend.encode_batch_fast([text.text for text in texts], add_special_tokens=False)
-        if self._backend_for_byte_pieces is not None:
-            for number, text in enumerate(texts):
-                if _BYTE_PIECE.search(text.text):
-                    encodings[number] = self._backend_for_byte_pieces.encode(text.text, add_special_tokens=False)
         ids, lengths, kept, empty = array("I"), [], [], []
         for text, encoding in zip(texts, encodings, strict=True):
             own = encoding.ids
+            if self._byte_names and self._byte_names.are_in(text.text):
+                own = self._byte_names.encode(text.text)
             if own:
                 kept.append(text)
                 lengths.append(len(self._prefix) + len(own) + len(self._suffix))
@@ -173,21 +173,46 @@ def _open(definition: str) -> Any:
     return backend
 
 
-def _with_byte_pieces_aside(definition: str) -> str | None:
-    """A definition in which the pieces that stand for single bytes are the last choice; None where there are none.
+class _ByteNames:
+    """Encodes texts that spell the names of pieces which stand for single bytes (``<0x41>``).
 
-    A Unigram model finds their names in a text that spells them (``<0x41>``) and makes the byte of it, where
-    SentencePiece does not. They cannot be renamed, since the fallback goes by their names. For other texts their scores
-    do not matter, but through the penalty of unknown characters, so this is for texts that spell them only.
+    A Unigram model finds such a name in a text and makes the byte of it, where SentencePiece spells it out. The pieces
+    cannot be renamed, since the fallback goes by their names; so here they are the last choice. Their score would be
+    one that unknown characters get too, so characters of names that the vocabulary lacks become pieces, whose ids
+    are then exchanged for what the fallback makes of them.
+
+    Args:
+        definition: The tokenizer's.
     """
-    model = json.loads(definition)
-    pieces = model["model"]
-    if not pieces.get("byte_fallback") or isinstance(pieces["vocab"], dict):
-        return None
-    pieces["vocab"] = [
-        [piece, _LAST_CHOICE if _BYTE_PIECE.fullmatch(piece) else score] for piece, score in pieces["vocab"]
-    ]
-    return json.dumps(model, ensure_ascii=False)
+
+    def __init__(self, definition: str) -> None:
+        content = json.loads(definition)
+        vocab = content["model"]["vocab"]
+        ids = {piece: id_ for id_, (piece, _) in enumerate(vocab)}
+        least = min(score for _, score in vocab)
+        vocab = [[piece, _LAST_CHOICE if _BYTE_NAME.fullmatch(piece) else score] for piece, score in vocab]
+        missing = [character for character in _CHARACTERS_OF_NAMES if character not in ids]
+        self._real_ids = {
+            len(vocab) + number: ids[f"<0x{ord(character):02X}>"] for number, character in enumerate(missing)
+        }
+        content["model"]["vocab"] = vocab + [[character, least - _UNKNOWN_PENALTY] for character in missing]
+        self._backend = _open(json.dumps(content, ensure_ascii=False))
+
+    @staticmethod
+    def are_pieces_of(definition: str) -> bool:
+        """Whether a tokenizer has such pieces and would find their names in a text."""
+        model = json.loads(definition)["model"]
+        return bool(model.get("byte_fallback")) and not isinstance(model["vocab"], dict)
+
+    def are_in(self, text: str) -> bool:
+        """Whether a text spells one, as the model gets to see it."""
+        normalizer = self._backend.normalizer
+        return _BYTE_NAME.search(normalizer.normalize_str(text) if normalizer else text) is not None
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text."""
+        ids = self._backend.encode(text, add_special_tokens=False).ids
+        return [self._real_ids.get(id_, id_) for id_ in ids]
 
 
 def _ids_of(description: TokenizerDescription, name: str, *, wanted: bool) -> array[int]:

@@ -19,7 +19,7 @@ from rich.text import Text
 from beam_pipelines.mixing import KINDS_OF_CHAINS
 from beam_pipelines.record_reading import FieldNames
 from beam_pipelines.shard_rows import printable, read_row
-from beam_pipelines.text_origins import TextOrigin, changed_files, find_documents, find_origins, read_corpora
+from beam_pipelines.text_origins import TextOrigin, changed_inputs, find_documents, find_origins, read_corpora
 from contracts.manifest import AugmentedCorpusManifest, ShardManifest, Split, read_shard_manifest
 from contracts.records import Chain, Document, InstructionPair, PackedRow
 
@@ -85,7 +85,7 @@ def trace_row(config: TraceConfig) -> RowTrace:
         if not corpora:
             problems += [
                 f"{url} is not as it was when the shards were packed; what stands in it now is shown."
-                for url in changed_files(inputs, versions=manifest.inputs)
+                for url in changed_inputs(inputs, kind=component["kind"], versions=manifest.inputs)
             ]
     except ValueError as error:
         problems.append(f"{error} If the input has moved, name it by --corpus.")

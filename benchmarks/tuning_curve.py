@@ -88,6 +88,9 @@ def print_curve(results: dict[str, Any], *, run: Path, checkpoints: Sequence[Pat
         for measure in MEASURES:
             figure = figures[system, measure]
             scale, digits = (1, 2) if measure == "num_pairs" else (100, 1)
+            if figure["low"] is None:
+                cells.append(f"{scale * figure['mean']:.{digits}f}")
+                continue
             mean, low, high = (f"{scale * figure[name]:.{digits}f}" for name in ("mean", "low", "high"))
             cells.append(f"{mean} ({low} to {high})")
         loss = f"{losses[step]:.3f}" if step in losses else ""

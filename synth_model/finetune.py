@@ -37,6 +37,7 @@ from synth_model.tuning.config import FinetuneConfig, Options, step_configs
 from synth_model.tuning.synthesizer_folder import complete_weights, write_card
 
 CONFIGS_FOLDER = "configs"
+_TASKS_STEPS = ("tasks", "held_out", "unseen")
 # Commands end with 1 or 2 when they refuse something; what is killed or interrupted ends with more.
 _LAST_EXIT_CODE_OF_A_REFUSAL = 2
 _PACK = [sys.executable, "-m", "beam_pipelines", "pack"]
@@ -64,20 +65,21 @@ def finetune(config: FinetuneConfig) -> int:
                 file.write(content)
         try:
             _check(files, config=config)
-            for name, content in contents.items():
-                url = storage.join(config.output, CONFIGS_FOLDER, f"{name}.yaml")
-                if not storage.exists(url):
-                    storage.write_bytes_atomically(url, content)
 
             def run(step: str, command: Sequence[str]) -> None:
-                run_step(step, command)
-                # Only now: a step refuses to go on with other settings than it began with.
+                url = storage.join(config.output, CONFIGS_FOLDER, f"{step}.yaml")
+                earlier = storage.read_bytes(url) if storage.exists(url) else None
                 if step in contents:
-                    storage.write_bytes_atomically(
-                        storage.join(config.output, CONFIGS_FOLDER, f"{step}.yaml"), contents[step]
-                    )
+                    storage.write_bytes_atomically(url, contents[step])
+                try:
+                    run_step(step, command)
+                except StepFailedError as error:
+                    # It refused to go on with other settings than it began with: those are what was run.
+                    if error.args[1] <= _LAST_EXIT_CODE_OF_A_REFUSAL and earlier is not None:
+                        storage.write_bytes_atomically(url, earlier)
+                    raise
 
-            for name in ("tasks", "held_out", "unseen"):
+            for name in _TASKS_STEPS:
                 if name in files:
                     run(name, [sys.executable, "-m", "synth_model", "tasks", "--config", files[name]])
             _check_datasets(steps)
@@ -145,10 +147,11 @@ def _check_datasets(steps: Mapping[str, Options]) -> None:
         if step in steps
     }
     if both := sorted(names["tasks"] & names.get("unseen", set())):
+        made = " and ".join(steps[step]["output"] for step in _TASKS_STEPS if step in steps)
         raise ValueError(
             f"The datasets {', '.join(both)} are under tasks and under unseen. Take them out of one of the two (under "
-            f"tasks, max_texts_by_set with 0 for its name leaves a set of a file out), remove "
-            f"{steps['tasks']['output']} and {steps['unseen']['output']}, and run the command again."
+            f"tasks, max_texts_by_set with 0 for its name leaves a set of a file out), remove {made}, and run the "
+            "command again."
         )
 
 

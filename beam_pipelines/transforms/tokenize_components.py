@@ -34,7 +34,7 @@ class TokenizeComponents(beam.PTransform):
     """Begin -> (`TokenizedUnit`, `RejectsReport`), two collections.
 
     Rejects have their texts with them, so they do not go through the runner: each unit's are a file below ``rejects/``,
-    in the order of its inputs; a unit without a reject has none.
+    what was unusable in the order of its inputs and then texts without a token; a unit without a reject has none.
 
     Args:
         units: The units of all components.

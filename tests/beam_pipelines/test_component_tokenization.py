@@ -255,7 +255,7 @@ def test_a_text_without_a_token_is_a_reject(tmp_path):
     )
     assert read_texts(index).num_rows == 1
     (found,) = rejects_of(index)
-    assert (found.doc_id, found.stage, found.reason) == ("text-1", "tokenize", "no_token")
+    assert (found.doc_id, found.source, found.stage, found.reason) == ("doc-1", "", "tokenize", "no_token")
 
 
 def test_parts_of_a_document_lie_where_the_whole_does(tmp_path):

@@ -18,8 +18,11 @@ from beam_pipelines.shard_rows import open_tokenizer, printable, read_row
 from beam_pipelines.text_origins import find_documents
 from beam_pipelines.trace import TraceConfig, trace_row
 from contracts import parquet_files
-from contracts.manifest import read_shard_manifest
-from contracts.records import PackedRow
+from contracts.artifact import claim_output
+from contracts.manifest import InstructionCorpusManifest, complete_artifact, read_shard_manifest
+from contracts.parquet_files import write_parquet
+from contracts.records import GeneralInstruction, PackedRow
+from contracts.schemas import instructions_to_table
 from tests.beam_pipelines.pipeline_runs import (
     make_documents,
     make_text,
@@ -349,3 +352,40 @@ def test_a_damaged_shard_is_named(run, tmp_path, capsys, damage):
     assert run_command(["inspect", str(tmp_path / "shards")]) == 1
     error = capsys.readouterr().err
     assert "shard-00001-of-00002.parquet is missing or damaged" in error
+
+
+def write_instructions(folder, *, model_id):
+    """An instruction corpus whose ids are the same whatever the model."""
+    claim_output(str(folder), run={"command": "self-instruct", "model": model_id})
+    rows = [
+        GeneralInstruction(
+            id=f"draw-{n}", instruction=f"Name {n}.", response=f"{model_id} says {n}.", model_id=model_id
+        )
+        for n in range(3)
+    ]
+    entry = write_parquet(str(folder), path="part-0.parquet", table=instructions_to_table(rows))
+    complete_artifact(
+        str(folder),
+        InstructionCorpusManifest(
+            model_id=model_id,
+            num_draws=3,
+            num_instructions=3,
+            rejected_by_reason={},
+            parts=(entry,),
+            rejects=(),
+            inputs={"model": model_id},
+            config={},
+        ),
+    )
+    return str(folder)
+
+
+def test_an_instruction_corpus_that_was_made_anew_is_said(tmp_path, tokenizer_folder):
+    corpus = write_instructions(tmp_path / "general", model_id="first")
+    components = [ComponentConfig(name="general", kind="instructions", input=[corpus])]
+    run_pack(components, tmp_path / "shards", tokenizer=tokenizer_folder, sequence_length=SEQUENCE_LENGTH, num_shards=1)
+    assert trace(tmp_path, 0).problems == ()
+    shutil.rmtree(corpus)
+    write_instructions(tmp_path / "general", model_id="second")
+    (problem,) = trace(tmp_path, 0).problems
+    assert problem.startswith(f"{corpus} is not as it was when the shards were packed")

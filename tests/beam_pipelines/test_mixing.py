@@ -2,7 +2,7 @@ import math
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from beam_pipelines.mixing import ComponentConfig, check_components, requested_tokens, share_out, tokens_by_shard
@@ -58,6 +58,7 @@ def test_a_fraction_and_a_ratio_are_rounded_to_rows_and_shared_out():
 TOKENS = st.lists(st.integers(0, 5000), min_size=1, max_size=5).filter(any)
 
 
+@example(held=[289, 248], epochs=0.02, sequence_length=483)
 @given(
     held=TOKENS,
     epochs=st.floats(0.01, 9).filter(lambda epochs: epochs != int(epochs)),
@@ -73,24 +74,27 @@ def test_fractions_are_exact_to_one_row(held, epochs, sequence_length):
     assert abs(sum(taken) - wanted) <= sequence_length
 
 
+@example(held=[21, 7, 24, 4, 3], share=2, max_epochs=4, sequence_length=142)
+@example(held=[5] * 8, share=13, max_epochs=4, sequence_length=10)
 @given(
     held=TOKENS,
     share=st.integers(1, 100),
     max_epochs=st.sampled_from([1, 2.5, 4]),
     sequence_length=st.integers(2, 500),
 )
-def test_no_shard_takes_a_text_more_often_than_is_allowed(held, share, max_epochs, sequence_length):
-    wanted = max(1, int(max_epochs * sum(held) * share / 100))
+def test_no_shard_takes_a_text_more_often_than_is_asked_for(held, share, max_epochs, sequence_length):
+    wanted = int(max_epochs * sum(held) * share / 100)
+    if not wanted:
+        return
     components = [component(), component("b", token_ratio=1, relative_to=["a"], max_epochs=max_epochs)]
     tokens = {"a": [wanted, *[0] * (len(held) - 1)], "b": held}
-    if wanted > max_epochs * sum(held):
-        return
     taken = tokens_by_shard(components, tokens=tokens, sequence_length=sequence_length)["b"]
+    epochs = min(max_epochs, math.ceil(wanted / sum(held)))
     for of_shard, available in zip(taken, held, strict=True):
-        assert of_shard <= max_epochs * available
-        assert of_shard % sequence_length == 0 or of_shard == int(max_epochs) * available
-    # Of half an epoch a shard takes whole rows only, so some may be less than a row short of their limits.
-    slack = sequence_length * (1 if max_epochs == int(max_epochs) else 1 + len(held))
+        assert of_shard <= epochs * available
+        assert of_shard % sequence_length == 0 or of_shard == int(epochs) * available
+    # Of half an epoch a shard takes whole rows only, so each may be less than a row short of its limit.
+    slack = sequence_length * (1 if epochs == int(epochs) else 1 + len(held))
     assert wanted - slack <= sum(taken) <= wanted + sequence_length
 
 

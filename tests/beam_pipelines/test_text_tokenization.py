@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer
 
 from beam_pipelines.text_tokenization import TextTokenizer, Tokenization, TokenizerDescription
@@ -132,16 +132,26 @@ BYTE_PIECES = st.lists(
 @given(text=BYTE_PIECES.map("".join))
 def test_names_of_bytes_in_a_text_are_plain_text(unigram, text):
     """As SentencePiece has it, and so that every text comes back; beside a text without one, in its place."""
-    tokenizer, decode = unigram
+    tokenizer, decode, reference = unigram
     encoded = encode(tokenizer, "one value", f"x{text}", "the last")
     assert decode(encoded["1"]) == f"x{text}"
+    assert encoded["1"] == reference(f"x{text}")
     assert [encoded["0"], encoded["2"]] == [encode(tokenizer, other)["0"] for other in ("one value", "the last")]
 
 
-@pytest.fixture(scope="module")
-def unigram(tmp_path_factory):
-    folder = unigram_with_bytes(str(tmp_path_factory.mktemp("unigram"))).folder
-    return open_tokenizer(folder), AutoTokenizer.from_pretrained(folder).decode
+@pytest.fixture(scope="module", params=["", "<>", "<x4"])
+def unigram(request, tmp_path_factory):
+    kind = unigram_with_bytes(str(tmp_path_factory.mktemp("unigram")), characters_left_out=request.param)
+    return open_tokenizer(kind.folder), AutoTokenizer.from_pretrained(kind.folder).decode, kind.encode
+
+
+def test_a_name_that_the_normalizer_makes_is_plain_text_too(tmp_path):
+    kind = unigram_with_bytes(str(tmp_path))
+    tokenizer = AutoTokenizer.from_pretrained(kind.folder)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.save_pretrained(tmp_path)
+    ids = encode(open_tokenizer(str(tmp_path)), "see ＜0x41＞")["0"]
+    assert tokenizer.decode(ids) == "see <0x41>"
 
 
 def test_words_that_are_special_tokens_are_unknown_words(tmp_path):

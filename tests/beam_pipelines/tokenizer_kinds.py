@@ -36,11 +36,13 @@ def sentences() -> list[str]:
     return lines[:3000]
 
 
-def train_sentencepiece(model_type: str, **settings: Any) -> sentencepiece.SentencePieceProcessor:
+def train_sentencepiece(
+    model_type: str, *, lines: list[str] | None = None, **settings: Any
+) -> sentencepiece.SentencePieceProcessor:
     """A SentencePiece model of 600 pieces."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences()),
+        sentence_iterator=iter(lines or sentences()),
         model_writer=model,
         vocab_size=600,
         model_type=model_type,
@@ -77,10 +79,15 @@ def t5_like(folder: str) -> TokenizerKind:
     return TokenizerKind(folder=folder, encode=model.encode, restores=lambda text: " ".join(text.split()))
 
 
-def unigram_with_bytes(folder: str) -> TokenizerKind:
-    """Unigram with byte fallback."""
+def unigram_with_bytes(folder: str, *, characters_left_out: str = "") -> TokenizerKind:
+    """Unigram with byte fallback, trained on texts without some characters."""
+    without = str.maketrans("", "", characters_left_out)
     model = train_sentencepiece(
-        "unigram", byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False
+        "unigram",
+        lines=[line.translate(without) for line in sentences()],
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
     )
     pieces = [(model.id_to_piece(id_), model.get_score(id_)) for id_ in range(model.get_piece_size())]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=model.unk_id(), byte_fallback=True))

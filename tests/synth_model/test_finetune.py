@@ -196,12 +196,23 @@ def test_the_card_counts_what_was_trained_on_and_not_what_was_read(config_file, 
 
 def test_a_dataset_both_tuned_on_and_unseen_is_found_before_anything_is_trained(config_file, tmp_path):
     values = yaml.safe_load(config_file.read_text())
-    values |= {"output": str(tmp_path / "out")}
+    write_records(tmp_path / "both.jsonl", dataset="boats", count=20)
+    with (tmp_path / "both.jsonl").open("a") as file:
+        file.write((config_file.parent / "toys.jsonl").read_text())
+    values |= {"output": str(tmp_path / "out"), "evaluate": None}
+    values["tasks"]["datasets"][0]["input"] = [str(tmp_path / "both.jsonl")]
     values["unseen"] = {"datasets": [{"name": "normalized", "input": [str(config_file.parent / "toys.jsonl")]}]}
+    values["pretrain"] |= {"max_steps": 1}
     (tmp_path / "both.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(ValueError, match=r"datasets toys are under tasks and under unseen.*max_texts_by_set"):
+    with pytest.raises(ValueError, match=r"datasets toys are under tasks and under unseen.*max_texts_by_set") as raised:
         main(["--config", str(tmp_path / "both.yaml")])
     assert not (tmp_path / "out" / "shards").exists()
+    # What it says to do helps.
+    for folder in str(raised.value).partition("remove ")[2].partition(", and run")[0].split(" and "):
+        shutil.rmtree(folder)
+    values["tasks"]["max_texts_by_set"] = {"toys": 0}
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(values))
+    assert main(["--config", str(tmp_path / "both.yaml")]) == 0
 
 
 def test_the_config_of_a_step_that_refuses_another_one_stays_what_was_run(output, config_file, tmp_path, capfd):
@@ -295,7 +306,6 @@ def test_an_adapter_is_exported_under_the_name_of_its_base_model(config_file, tm
 
 _STEP = """
 import sys
-from contracts.manifest import read_shard_manifest
 from synth_model.finetune import StepFailedError, run_step
 try:
     script = "trap 'sleep 1; echo saved; exit 130' INT TERM; echo ready; while :; do sleep 0.1; done"
