@@ -49,6 +49,7 @@ _BATCH_TEXTS = 4096
 _REJECTS_PER_FILE = 65536
 _REJECT_CHARACTERS_PER_FILE = 1 << 23
 _INDEX_FILE = "unit.json"
+_PART_SUFFIX = ".arrow"
 _LAYOUT_VERSION = 2
 TOKENIZE_STAGE = "tokenize"
 _LOGGER = logging.getLogger(__name__)
@@ -201,6 +202,11 @@ def find_unit(folder: str) -> UnitIndex | None:
             _LOGGER.warning("%s is damaged; its unit is tokenized again.", url)
             return None
     return index
+
+
+def holds_texts(folder: str) -> bool:
+    """Whether any texts are kept in a folder of tokenized components."""
+    return any(name.endswith(_PART_SUFFIX) for name in storage.relative_names(folder))
 
 
 def tokenize_unit(
@@ -364,7 +370,7 @@ class _UnitWriter:
 
     def _part_path(self, stem: str, *, number: int) -> str:
         """Two packings with parts of another size may tokenize a unit at the same time: each names its own parts."""
-        return f"{stem}-by-{self._keeping.part_tokens}-{number:05d}.arrow"
+        return f"{stem}-by-{self._keeping.part_tokens}-{number:05d}{_PART_SUFFIX}"
 
 
 class _RejectFiles:

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from beam_pipelines.command_line import beam_options, config_as_json
 from beam_pipelines.component_reading import Rendering
-from beam_pipelines.component_tokenization import Keeping, Unit, component_identity, plan_units
+from beam_pipelines.component_tokenization import Keeping, Unit, component_identity, holds_texts, plan_units
 from beam_pipelines.mixing import (
     KINDS_OF_CHAINS,
     ComponentConfig,
@@ -347,7 +347,7 @@ def pack(config: PackConfig, *, options: PipelineOptions, console: Console) -> S
             try:
                 run_pipeline(options, lambda pipeline: build_pipeline(pipeline, config, run, tokenized))
             except ValueError as error:
-                if config.cache is not None:
+                if config.cache is not None or not holds_texts(kept):
                     raise
                 # Another mixture is another run, in another folder, and what this one has tokenized lies in its own.
                 raise ValueError(

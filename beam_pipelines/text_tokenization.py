@@ -116,7 +116,7 @@ class TextTokenizer:
         self._suffix = _ids_of(self.description, "eos", wanted=settings.add_eos)
         definition = storage.read_text(settings.plain_definition_url)
         self._backend = _open(definition)
-        self._byte_names = _ByteNames(definition) if _ByteNames.are_pieces_of(definition) else None
+        self._byte_names = _ByteNames.of(definition)
 
     @cached_property
     def spans(self) -> SpanTokenizer:
@@ -182,11 +182,10 @@ class _ByteNames:
     are then exchanged for what the fallback makes of them.
 
     Args:
-        definition: The tokenizer's.
+        content: The tokenizer's definition, of a Unigram model with all 256 of these pieces.
     """
 
-    def __init__(self, definition: str) -> None:
-        content = json.loads(definition)
+    def __init__(self, content: dict[str, Any]) -> None:
         vocab = content["model"]["vocab"]
         ids = {piece: id_ for id_, (piece, _) in enumerate(vocab)}
         least = min(score for _, score in vocab)
@@ -195,14 +194,19 @@ class _ByteNames:
         self._real_ids = {
             len(vocab) + number: ids[f"<0x{ord(character):02X}>"] for number, character in enumerate(missing)
         }
-        content["model"]["vocab"] = vocab + [[character, least - _UNKNOWN_PENALTY] for character in missing]
-        self._backend = _open(json.dumps(content, ensure_ascii=False))
+        vocab += [[character, least - _UNKNOWN_PENALTY] for character in missing]
+        self._backend = _open(json.dumps({**content, "model": {**content["model"], "vocab": vocab}}))
 
-    @staticmethod
-    def are_pieces_of(definition: str) -> bool:
-        """Whether a tokenizer has such pieces and would find their names in a text."""
-        model = json.loads(definition)["model"]
-        return bool(model.get("byte_fallback")) and not isinstance(model["vocab"], dict)
+    @classmethod
+    def of(cls, definition: str) -> _ByteNames | None:
+        """For a tokenizer that would find these names in a text; None for any other."""
+        content = json.loads(definition)
+        model = content["model"]
+        if not model.get("byte_fallback") or isinstance(model["vocab"], dict):
+            return None
+        # SentencePiece has all of them or none.
+        names = {f"<0x{byte:02X}>" for byte in range(256)}
+        return cls(content) if names <= {piece for piece, _ in model["vocab"]} else None
 
     def are_in(self, text: str) -> bool:
         """Whether a text spells one, as the model gets to see it."""

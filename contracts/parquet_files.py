@@ -35,16 +35,9 @@ def write_tables(folder: str, *, path: str, schema: pa.Schema, tables: Iterable[
         folder: The artifact's folder.
         path: Where in it.
         schema: That of all tables.
-        tables: The tables.
+        tables: Tables of that schema, each with at least one row.
     """
-    num_rows = 0
-    with storage.open_atomic_output(storage.join(folder, path)) as file:
-        hashed = HashedFile(file)
-        with pq.ParquetWriter(hashed, schema, compression="zstd") as writer:
-            for table in tables:
-                writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
-                num_rows += table.num_rows
-    return FileEntry(path=path, num_rows=num_rows, num_bytes=hashed.num_bytes, sha256=hashed.digest.hexdigest())
+    return _write(folder, path=path, schema=schema, tables=tables)
 
 
 def write_packed_rows(folder: str, *, path: str, schema: pa.Schema, row_groups: Iterable[pa.Table]) -> FileEntry:
@@ -59,17 +52,23 @@ def write_packed_rows(folder: str, *, path: str, schema: pa.Schema, row_groups: 
         schema: As `contracts.schemas.packed_row_schema` gives it.
         row_groups: Tables of that schema, each with at least one row.
     """
+    return _write(
+        folder,
+        path=path,
+        schema=schema,
+        tables=row_groups,
+        use_dictionary=["component"],
+        column_encoding={"input_ids.list.element": "BYTE_STREAM_SPLIT"},
+    )
+
+
+def _write(folder: str, *, path: str, schema: pa.Schema, tables: Iterable[pa.Table], **options: Any) -> FileEntry:
+    """Each table is a row group."""
     num_rows = 0
     with storage.open_atomic_output(storage.join(folder, path)) as file:
         hashed = HashedFile(file)
-        with pq.ParquetWriter(
-            hashed,
-            schema,
-            compression="zstd",
-            use_dictionary=["component"],
-            column_encoding={"input_ids.list.element": "BYTE_STREAM_SPLIT"},
-        ) as writer:
-            for table in row_groups:
+        with pq.ParquetWriter(hashed, schema, compression="zstd", **options) as writer:
+            for table in tables:
                 writer.write_table(table, row_group_size=table.num_rows)
                 num_rows += table.num_rows
     return FileEntry(path=path, num_rows=num_rows, num_bytes=hashed.num_bytes, sha256=hashed.digest.hexdigest())

@@ -34,6 +34,8 @@ from contracts.seeding import hash_fraction, stable_hash
 from contracts.storage import InputFile
 from synth_model.chain_assignment import form_chains
 from synth_model.command_line import parse_config
+from synth_model.gates.config import PairGateConfig
+from synth_model.gates.judging import judge_pairs, settle
 from synth_model.task_datasets.conversion import TASK_STAGE, TaskText, convert_entry
 from synth_model.task_datasets.table import TaskDataset, load_table, table_sha256
 from synth_model.task_datasets.task_files import SUFFIXES, read_entries
@@ -280,26 +282,10 @@ def choose_texts(
 
 
 def _limit_same_responses(text: TaskText, *, most: int) -> tuple[TaskText, list[Reject]]:
-    """A text with the first pairs of each response, and rejects for the others."""
-    if not most:
-        return text, []
-    counts: Counter[str] = Counter()
-    kept, rejects = [], []
-    for pair in text.pairs:
-        counts[normalize(pair.response)] += 1
-        if counts[normalize(pair.response)] <= most:
-            kept.append(pair)
-        else:
-            rejects.append(
-                Reject(
-                    doc_id=text.document.doc_id,
-                    source=text.document.source,
-                    stage=GATE_STAGE,
-                    reason="repeated_response",
-                    detail=f"max_same_responses is {most}",
-                    text=pair.instruction,
-                )
-            )
+    """A text with the first pairs of each response, and rejects for the others, as the gate of synthesis has it."""
+    gates = PairGateConfig(max_same_responses_in_text=most)
+    judged = judge_pairs(text.pairs, document=text.document, gates=gates)
+    kept, rejects = settle(judged, document=text.document, gates=gates)
     return replace(text, pairs=tuple(kept)), rejects
 
 

@@ -105,14 +105,19 @@ def make_requests(
         for (task, question, instruction), shots in itertools.product(asked, config.shots):
             sampling = sampling_of(task, config=config)
             examples = text.examples[max(0, len(text.examples) - (shots - 1)) :]
+            fitted: dict[str, tuple[Prompt, int]] = {}
             for system in systems:
                 # What one system has no room for, the next ones are not shown.
-                _, num_fitting = _fit(examples, text=text, instruction=instruction, system=system, sampling=sampling)
-                examples = examples[len(examples) - num_fitting :]
-            for system in systems:
-                prompt, num_examples = _fit(
+                fitted[system.config.name] = _fit(
                     examples, text=text, instruction=instruction, system=system, sampling=sampling
                 )
+                examples = examples[len(examples) - fitted[system.config.name][1] :]
+            for system in systems:
+                prompt, num_examples = fitted[system.config.name]
+                if num_examples > len(examples):
+                    prompt, num_examples = _fit(
+                        examples, text=text, instruction=instruction, system=system, sampling=sampling
+                    )
                 assert num_examples == len(examples), "fewer examples leave more room"
                 requests[system.config.name].append(
                     Request(

@@ -414,6 +414,12 @@ def test_rejects_do_not_depend_on_the_order_of_files_and_stand_with_their_unit(t
     assert parquet_digests(outputs[0]) == parquet_digests(outputs[1]) == parquet_digests(outputs[2])
 
 
+def test_where_nothing_was_tokenized_nothing_is_said_of_it(tokenizer_folder, tmp_path):
+    empty = component("a", "documents", write_jsonl(tmp_path / "empty.jsonl", [{"body": "x"}]))
+    with pytest.raises(ValueError, match=r"has no text: .*take the component out\.$"):
+        run_pack([empty], tmp_path / "out", tokenizer=tokenizer_folder)
+
+
 def test_an_impossible_mixture_says_where_its_tokens_are_kept(inputs, tokenizer_folder, tmp_path, monkeypatch):
     web = component("web", "documents", inputs / "raw.jsonl")
     general = component("general", "instructions", inputs / "instructions.jsonl", token_share=0.9, max_epochs=1)
